@@ -1,0 +1,296 @@
+/*-------------------------------------------------------------------------
+ *
+ * spi_util.c
+ *	  Running SQL over a store's tables.
+ *
+ * Plans are prepared once for each store and statement and kept for the life
+ * of the backend.  They are always generic: the statements are written so
+ * that one plan serves every argument, and planning again would cost more
+ * than the execution.  A plan names its store's schema in its text, so a
+ * schema that is renamed makes its plans stale: a syscache callback marks
+ * them and the next use prepares them again.
+ *
+ * Nothing here depends on the caller's search_path: every frame runs with
+ * "pg_catalog, pg_temp", and the tables are named with their schema.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/namespace.h"
+#include "catalog/pg_namespace.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+#include "compat.h"
+#include "errors.h"
+#include "spi_util.h"
+
+#define PINNED_SEARCH_PATH "pg_catalog, pg_temp"
+#define STORE_TOKEN "@store@"
+
+typedef struct PlanKey
+{
+	Oid			nspid;
+	const TaStatement *statement;
+} PlanKey;
+
+typedef struct PlanEntry
+{
+	PlanKey		key;
+	uint32		nsphash;		/* hash of the namespace in its syscache */
+	bool		valid;			/* set last, cleared by the callback */
+	NameData	nspname;		/* the name that is in the plan's text */
+	SPIPlanPtr	plan;
+} PlanEntry;
+
+static HTAB *plan_cache = NULL;
+
+/* A namespace changed: it may have been renamed. */
+static void
+namespace_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	HASH_SEQ_STATUS status;
+	PlanEntry  *entry;
+
+	hash_seq_init(&status, plan_cache);
+	while ((entry = hash_seq_search(&status)) != NULL)
+	{
+		if (hashvalue == 0 || entry->nsphash == hashvalue)
+			entry->valid = false;
+	}
+}
+
+/*
+ * ta_spi_init
+ *		Makes the plan cache.  Called once, by _PG_init.
+ */
+void
+ta_spi_init(void)
+{
+	HASHCTL		ctl = {0};
+
+	ctl.keysize = sizeof(PlanKey);
+	ctl.entrysize = sizeof(PlanEntry);
+	ctl.hcxt = CacheMemoryContext ? CacheMemoryContext : TopMemoryContext;
+	plan_cache = hash_create("techally plans", 64, &ctl,
+							 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	CacheRegisterSyscacheCallback(NAMESPACEOID, namespace_changed, (Datum) 0);
+}
+
+#if PG_VERSION_NUM < 160000
+/* Stands in for the function of this name in 16, for what we ask of it. */
+bool
+ta_object_ownercheck(Oid classid, Oid objectid, Oid roleid)
+{
+	if (classid == NamespaceRelationId)
+		return pg_namespace_ownercheck(objectid, roleid);
+	return pg_class_ownercheck(objectid, roleid);
+}
+#endif
+
+/*
+ * ta_store_namespace
+ *		The schema of a store.
+ *
+ * A schema is a store when it holds a store's migration table.  Raises TA009
+ * where it is none.  Takes no lock: what reads the tables takes theirs.
+ */
+Oid
+ta_store_namespace(Name store)
+{
+	Oid			nspid = get_namespace_oid(NameStr(*store), true);
+
+	if (!OidIsValid(nspid) ||
+		!OidIsValid(get_relname_relid("schema_migrations", nspid)))
+		ereport(ERROR,
+				(errcode(TA_ERRCODE_STORE_ERROR),
+				 errmsg("store \"%s\" does not exist", NameStr(*store)),
+				 errhint("The view techally.stores lists the stores. If the schema was renamed, run techally.adopt_store with its new name.")));
+	return nspid;
+}
+
+/*
+ * ta_frame_begin
+ *		Opens SPI with a pinned search_path, as role act_as where that is valid.
+ *
+ * On error the transaction's own abort restores the settings and the role.
+ */
+void
+ta_frame_begin(TaFrame *frame, Oid act_as)
+{
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "SPI_connect failed");
+
+	frame->guc_level = 0;
+	if (strcmp(namespace_search_path, PINNED_SEARCH_PATH) != 0)
+	{
+		frame->guc_level = NewGUCNestLevel();
+		(void) set_config_option("search_path", PINNED_SEARCH_PATH,
+								 PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	}
+
+	GetUserIdAndSecContext(&frame->saved_user, &frame->saved_sec_context);
+	frame->switched_user = OidIsValid(act_as) && act_as != frame->saved_user;
+	if (frame->switched_user)
+		SetUserIdAndSecContext(act_as,
+							   frame->saved_sec_context | SECURITY_LOCAL_USERID_CHANGE);
+}
+
+/*
+ * ta_frame_end
+ *		Closes what ta_frame_begin opened; SPI's results are gone afterwards.
+ */
+void
+ta_frame_end(TaFrame *frame)
+{
+	if (frame->switched_user)
+		SetUserIdAndSecContext(frame->saved_user, frame->saved_sec_context);
+	if (frame->guc_level != 0)
+		AtEOXact_GUC(true, frame->guc_level);
+	if (SPI_finish() != SPI_OK_FINISH)
+		elog(ERROR, "SPI_finish failed");
+}
+
+/* The statement's text for one store. */
+static char *
+expand_store(const char *sql, const char *quoted)
+{
+	StringInfoData buf;
+	const char *at;
+
+	initStringInfo(&buf);
+	while ((at = strstr(sql, STORE_TOKEN)) != NULL)
+	{
+		appendBinaryStringInfo(&buf, sql, at - sql);
+		appendStringInfoString(&buf, quoted);
+		sql = at + strlen(STORE_TOKEN);
+	}
+	appendStringInfoString(&buf, sql);
+	return buf.data;
+}
+
+/* The plan of a statement for one store, prepared on first use. */
+static SPIPlanPtr
+plan_of(Oid nspid, const TaStatement *statement)
+{
+	PlanKey		key;
+	PlanEntry  *entry;
+	bool		found;
+	char	   *nspname;
+	char	   *sql;
+	SPIPlanPtr	plan;
+
+	memset(&key, 0, sizeof(key));
+	key.nspid = nspid;
+	key.statement = statement;
+
+	entry = hash_search(plan_cache, &key, HASH_FIND, NULL);
+	if (entry != NULL && entry->valid)
+		return entry->plan;
+
+	nspname = get_namespace_name(nspid);
+	if (nspname == NULL)
+		ereport(ERROR,
+				(errcode(TA_ERRCODE_STORE_ERROR),
+				 errmsg("store does not exist any more")));
+
+	/* changed, but not in its name (a GRANT, say): the plan stands */
+	if (entry != NULL && strcmp(nspname, NameStr(entry->nspname)) == 0)
+	{
+		entry->valid = true;
+		return entry->plan;
+	}
+
+	sql = expand_store(statement->sql, quote_identifier(nspname));
+	plan = SPI_prepare_cursor(sql, statement->nargs, (Oid *) statement->argtypes,
+							  CURSOR_OPT_GENERIC_PLAN);
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare_cursor failed: %s", SPI_result_code_string(SPI_result));
+	if (SPI_keepplan(plan) != 0)
+		elog(ERROR, "SPI_keepplan failed");
+
+	/*
+	 * A plan under the schema's old name is not freed: it may be running
+	 * further up the stack, and renaming a store is rare.
+	 */
+	entry = hash_search(plan_cache, &key, HASH_ENTER, &found);
+	entry->plan = plan;
+	entry->nsphash = GetSysCacheHashValue1(NAMESPACEOID, ObjectIdGetDatum(nspid));
+	namestrcpy(&entry->nspname, nspname);
+	entry->valid = true;
+
+	pfree(sql);
+	pfree(nspname);
+	return plan;
+}
+
+static uint64
+run_plan(Oid nspid, const TaStatement *statement, int expected,
+		 Datum *values, const char *nulls, bool read_only)
+{
+	int			rc;
+
+	rc = SPI_execute_plan(plan_of(nspid, statement), values, nulls, read_only, 0);
+	if (rc != expected)
+		elog(ERROR, "unexpected SPI result %s from: %s",
+			 SPI_result_code_string(rc), statement->sql);
+	return SPI_processed;
+}
+
+/*
+ * ta_execute
+ *		Runs a statement that may write, under a snapshot of its own where the
+ *		isolation level allows it.
+ *
+ * expected is the SPI_OK_ code that it must end with.  Returns SPI_processed;
+ * rows are in SPI_tuptable until the next call.  Raises whatever the statement
+ * raises.
+ */
+uint64
+ta_execute(Oid nspid, const TaStatement *statement, int expected,
+		   Datum *values, const char *nulls)
+{
+	return run_plan(nspid, statement, expected, values, nulls, false);
+}
+
+/*
+ * ta_query
+ *		Runs a SELECT under the caller's snapshot: for functions that are STABLE.
+ */
+uint64
+ta_query(Oid nspid, const TaStatement *statement, Datum *values, const char *nulls)
+{
+	return run_plan(nspid, statement, SPI_OK_SELECT, values, nulls, true);
+}
+
+/*
+ * ta_spi_value
+ *		One value of the last result, rows counted from 0 and columns from 1.
+ *
+ * Points into SPI's memory: copy what outlives the frame.
+ */
+Datum
+ta_spi_value(uint64 row, int column, bool *isnull)
+{
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
+						 column, isnull);
+}
+
+/*
+ * ta_spi_text
+ *		One value of the last result as text, NULL where it is NULL.
+ */
+char *
+ta_spi_text(uint64 row, int column)
+{
+	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
+}

@@ -1,0 +1,56 @@
+/*-------------------------------------------------------------------------
+ *
+ * spi_util.h
+ *	  Running SQL over a store's tables: plans prepared once a backend and
+ *	  store, expected result codes, a pinned search_path, acting as an owner.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TECHALLY_SPI_UTIL_H
+#define TECHALLY_SPI_UTIL_H
+
+#include "postgres.h"
+
+#include "executor/spi.h"
+
+#define TA_MAX_ARGS 24
+
+/*
+ * A statement over a store's tables.  "@store@" in the text stands for the
+ * store's schema, quoted.  Its address is its identity: declare it static.
+ */
+typedef struct TaStatement
+{
+	const char *sql;
+	int			nargs;
+	Oid			argtypes[TA_MAX_ARGS];
+} TaStatement;
+
+/*
+ * What a function of ours changes of its surroundings while it works; begin
+ * and end nest like brackets, and an error unwinds both by itself.
+ */
+typedef struct TaFrame
+{
+	int			guc_level;		/* 0: the search_path was pinned already */
+	bool		switched_user;
+	Oid			saved_user;
+	int			saved_sec_context;
+} TaFrame;
+
+extern void ta_spi_init(void);
+
+extern Oid	ta_store_namespace(Name store);
+
+extern void ta_frame_begin(TaFrame *frame, Oid act_as);
+extern void ta_frame_end(TaFrame *frame);
+
+extern uint64 ta_execute(Oid nspid, const TaStatement *statement, int expected,
+						 Datum *values, const char *nulls);
+extern uint64 ta_query(Oid nspid, const TaStatement *statement,
+					   Datum *values, const char *nulls);
+
+extern Datum ta_spi_value(uint64 row, int column, bool *isnull);
+extern char *ta_spi_text(uint64 row, int column);
+
+#endif							/* TECHALLY_SPI_UTIL_H */

@@ -1,0 +1,29 @@
+/*-------------------------------------------------------------------------
+ *
+ * techally.c
+ *	  The library: its magic block, and each room's init.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+
+#include "compat.h"
+#include "spi_util.h"
+#include "state_machine.h"
+#include "store.h"
+
+PG_MODULE_MAGIC;
+
+void		_PG_init(void);
+
+void
+_PG_init(void)
+{
+	ta_spi_init();
+	ta_store_init();
+	ta_state_machine_init();
+
+	MarkGUCPrefixReserved("techally");
+}
