@@ -19,6 +19,30 @@
 #include "request_util.h"
 
 /*
+ * ta_require_argument
+ *		Raises 22004 where an argument that the function needs is NULL.
+ */
+void
+ta_require_argument(FunctionCallInfo fcinfo, int argno, const char *name)
+{
+	if (PG_ARGISNULL(argno))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("argument \"%s\" must not be null", name)));
+}
+
+/*
+ * ta_require_arguments
+ *		The same for the first count arguments.
+ */
+void
+ta_require_arguments(FunctionCallInfo fcinfo, const char *const *names, int count)
+{
+	for (int i = 0; i < count; i++)
+		ta_require_argument(fcinfo, i, names[i]);
+}
+
+/*
  * ta_request_setting
  *		The value of one of the application's settings, NULL where it is absent
  *		or empty.  Belongs to the GUC machinery: copy it to keep it.

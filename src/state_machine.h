@@ -41,6 +41,7 @@ extern void ta_state_machine_init(void);
 
 extern void ta_transition_push(TaTransitionContext *context);
 extern void ta_transition_pop(TaTransitionContext *context);
+extern const TaTransitionContext *ta_transition_current(Oid relid);
 
 extern bool ta_machine_attached(Oid relid, const char *column);
 extern const char *ta_machine_initial(Oid relid, const char *column);

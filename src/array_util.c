@@ -1,0 +1,86 @@
+/*-------------------------------------------------------------------------
+ *
+ * array_util.c
+ *	  Array values for the parameters of set-based statements.
+ *
+ * Each function returns a palloc'd one-dimensional array; a NULL pointer
+ * among texts, or isnull among uuids, is a NULL element.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+
+#include "array_util.h"
+
+static Datum
+make_array(Datum *datums, bool *nulls, int count, Oid type)
+{
+	int			dims[1] = {count};
+	int			lower_bounds[1] = {1};
+	int16		typlen;
+	bool		typbyval;
+	char		typalign;
+
+	get_typlenbyvalalign(type, &typlen, &typbyval, &typalign);
+	return PointerGetDatum(construct_md_array(datums, nulls, 1, dims, lower_bounds,
+											  type, typlen, typbyval, typalign));
+}
+
+Datum
+ta_uuid_array(const pg_uuid_t *values, int count)
+{
+	Datum	   *datums = palloc(sizeof(Datum) * Max(count, 1));
+
+	for (int i = 0; i < count; i++)
+		datums[i] = UUIDPGetDatum(&values[i]);
+	return make_array(datums, NULL, count, UUIDOID);
+}
+
+Datum
+ta_nullable_uuid_array(const TaUuid *values, int count)
+{
+	Datum	   *datums = palloc(sizeof(Datum) * Max(count, 1));
+	bool	   *nulls = palloc(sizeof(bool) * Max(count, 1));
+
+	for (int i = 0; i < count; i++)
+	{
+		datums[i] = UUIDPGetDatum(&values[i].value);
+		nulls[i] = values[i].isnull;
+	}
+	return make_array(datums, nulls, count, UUIDOID);
+}
+
+Datum
+ta_int4_array(const int32 *values, int count)
+{
+	Datum	   *datums = palloc(sizeof(Datum) * Max(count, 1));
+
+	for (int i = 0; i < count; i++)
+		datums[i] = Int32GetDatum(values[i]);
+	return make_array(datums, NULL, count, INT4OID);
+}
+
+Datum
+ta_text_array(const char *const *values, int count)
+{
+	Datum	   *datums = palloc(sizeof(Datum) * Max(count, 1));
+	bool	   *nulls = palloc(sizeof(bool) * Max(count, 1));
+
+	for (int i = 0; i < count; i++)
+	{
+		nulls[i] = values[i] == NULL;
+		datums[i] = nulls[i] ? (Datum) 0 : CStringGetTextDatum(values[i]);
+	}
+	return make_array(datums, nulls, count, TEXTOID);
+}
+
+Datum
+ta_datum_array(Datum *values, int count, Oid type)
+{
+	return make_array(values, NULL, count, type);
+}

@@ -1,0 +1,28 @@
+/*-------------------------------------------------------------------------
+ *
+ * array_util.h
+ *	  Array values for the parameters of set-based statements.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TECHALLY_ARRAY_UTIL_H
+#define TECHALLY_ARRAY_UTIL_H
+
+#include "postgres.h"
+
+#include "utils/uuid.h"
+
+/* A uuid that may be NULL, by value. */
+typedef struct TaUuid
+{
+	bool		isnull;
+	pg_uuid_t	value;
+} TaUuid;
+
+extern Datum ta_uuid_array(const pg_uuid_t *values, int count);
+extern Datum ta_nullable_uuid_array(const TaUuid *values, int count);
+extern Datum ta_int4_array(const int32 *values, int count);
+extern Datum ta_text_array(const char *const *values, int count);
+extern Datum ta_datum_array(Datum *values, int count, Oid type);
+
+#endif							/* TECHALLY_ARRAY_UTIL_H */

@@ -1,0 +1,1751 @@
+/*-------------------------------------------------------------------------
+ *
+ * inventory.c
+ *	  Stock: receiving, reserving, selling and restocking units.
+ *
+ * This is the only code that locks or writes inventory_stock,
+ * stock_reservations, stock_reservation_parts and stock_movements.
+ *
+ * Invariants, for every stock row, at every commit:
+ *
+ *		sum of its stock_movements              = quantity_on_hand
+ *		sum of its parts of active reservations = quantity_reserved
+ *		0 <= quantity_reserved <= quantity_on_hand
+ *
+ * Lock order, for everything that waits:
+ *
+ *		1. the order's row (whoever changes an order holds it)
+ *		2. reservations
+ *		3. stock rows, ascending by id, all that the statement needs in one
+ *		   SELECT ... ORDER BY id FOR NO KEY UPDATE
+ *
+ * A reservation's parts have no lock of their own: they change only under the
+ * lock of their stock row.  What needs a reservation while it already holds
+ * stock rows (the sweep of expired parts before an order is refused) never
+ * waits for it: FOR NO KEY UPDATE SKIP LOCKED.  FOR NO KEY UPDATE throughout,
+ * so that foreign-key checks pass.
+ *
+ * A reservation is active while its status says so, swept or not.  Whether it
+ * still binds is judged when it is read: expires_at > clock_timestamp().
+ *
+ * Sources: document 001, section 6 (movement types); PostgreSQL
+ * documentation, chapter 13.3 (explicit locking).
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/json.h"
+#include "utils/timestamp.h"
+#include "utils/uuid.h"
+
+#include "compat.h"
+#include "errors.h"
+#include "inventory.h"
+#include "request_util.h"
+#include "spi_util.h"
+
+/* Lines that share a group are served from the same stock rows. */
+typedef struct DemandGroup
+{
+	pg_uuid_t	product_id;
+	TaUuid		variant_id;
+	TaUuid		warehouse_id;
+	int			first_candidate;
+	int			ncandidates;
+} DemandGroup;
+
+/* A stock row, locked. */
+typedef struct StockRow
+{
+	pg_uuid_t	id;
+	int32		available;
+	int32		taken;
+	int32		priority;
+	char	   *warehouse;
+} StockRow;
+
+/* A stock row that may serve a group. */
+typedef struct Candidate
+{
+	int			group;
+	StockRow   *row;
+} Candidate;
+
+/* What a set of lines wants and where it may come from. */
+typedef struct Demand
+{
+	TaLine	   *lines;
+	int			nlines;
+	int		   *group_of;		/* by line */
+	DemandGroup	   *groups;
+	int			ngroups;
+	StockRow   *rows;			/* ascending by id */
+	int			nrows;
+	Candidate  *candidates;		/* by group, then in the order of serving */
+	int			ncandidates;
+} Demand;
+
+/* A part of a reservation whose stock row is locked. */
+typedef struct Part
+{
+	pg_uuid_t	reservation_id;
+	TaUuid		order_id;
+	pg_uuid_t	stock_id;
+	int32		quantity;
+} Part;
+
+static const TaStatement resolve_skus = {
+	"SELECT d.n::pg_catalog.int4, k.product_id, k.variant_id,"
+	"       CASE WHEN k.variant_id IS NULL THEN p.name"
+	"            ELSE pg_catalog.left(p.name || ', ' || v.name, 255) END,"
+	"       coalesce(v.price, p.price), d.warehouse IS NULL, w.id,"
+	"       CASE WHEN k.sku IS NULL THEN 'unknown'"
+	"            WHEN p.deleted_at IS NOT NULL OR v.deleted_at IS NOT NULL THEN 'deleted'"
+	"            WHEN k.variant_id IS NULL AND EXISTS"
+	"                 (SELECT 1 FROM @store@.product_variants c"
+	"                   WHERE c.product_id = k.product_id AND c.deleted_at IS NULL) THEN 'has variants'"
+	"            WHEN NOT p.is_active OR NOT v.is_active THEN 'inactive'"
+	"            WHEN NOT p.is_published THEN 'not published' END"
+	"  FROM pg_catalog.unnest($1, $2) WITH ORDINALITY AS d(sku, warehouse, n)"
+	"  LEFT JOIN @store@.skus k ON k.sku = d.sku"
+	"  LEFT JOIN @store@.products p ON p.id = k.product_id"
+	"  LEFT JOIN @store@.product_variants v ON v.id = k.variant_id"
+	"  LEFT JOIN @store@.warehouses w ON w.code = d.warehouse",
+	2, {TEXTARRAYOID, TEXTARRAYOID}
+};
+
+static const TaStatement lock_candidates = {
+	"SELECT d.n::pg_catalog.int4, s.id, s.quantity_on_hand - s.quantity_reserved, w.priority, w.code"
+	"  FROM pg_catalog.unnest($1, $2, $3) WITH ORDINALITY AS d(product_id, variant_id, warehouse_id, n)"
+	"  JOIN @store@.inventory_stock s"
+	"    ON s.product_id = d.product_id AND s.variant_id IS NOT DISTINCT FROM d.variant_id"
+	"   AND (d.warehouse_id IS NULL OR s.warehouse_id = d.warehouse_id)"
+	"  JOIN @store@.warehouses w"
+	"    ON w.id = s.warehouse_id AND (d.warehouse_id IS NOT NULL OR w.is_active)"
+	" ORDER BY s.id"
+	"   FOR NO KEY UPDATE OF s",
+	3, {UUIDARRAYOID, UUIDARRAYOID, UUIDARRAYOID}
+};
+
+static const TaStatement lock_orders_stock = {
+	"SELECT s.id FROM @store@.inventory_stock s"
+	" WHERE s.product_id IN (SELECT i.product_id FROM @store@.order_items i WHERE i.order_id = ANY ($1))"
+	" ORDER BY s.id FOR NO KEY UPDATE",
+	1, {UUIDARRAYOID}
+};
+
+static const TaStatement lock_stock = {
+	"SELECT s.id FROM @store@.inventory_stock s WHERE s.id = ANY ($1) ORDER BY s.id FOR NO KEY UPDATE",
+	1, {UUIDARRAYOID}
+};
+
+/* frees the expired parts of rows that the caller has locked */
+static const TaStatement sweep_expired = {
+	"WITH gone AS ("
+	"  SELECT r.id FROM @store@.stock_reservations r"
+	"   WHERE r.status = 'active' AND r.expires_at <= $2"
+	"     AND EXISTS (SELECT 1 FROM @store@.stock_reservation_parts p"
+	"                  WHERE p.reservation_id = r.id AND p.stock_id = ANY ($1))"
+	"     FOR NO KEY UPDATE OF r SKIP LOCKED),"
+	" freed AS ("
+	"  DELETE FROM @store@.stock_reservation_parts p USING gone"
+	"   WHERE p.reservation_id = gone.id AND p.stock_id = ANY ($1)"
+	"  RETURNING p.stock_id, p.quantity),"
+	" sums AS (SELECT f.stock_id, sum(f.quantity)::pg_catalog.int4 AS quantity FROM freed f GROUP BY f.stock_id)"
+	" UPDATE @store@.inventory_stock s SET quantity_reserved = s.quantity_reserved - sums.quantity"
+	"   FROM sums WHERE s.id = sums.stock_id"
+	" RETURNING s.id, s.quantity_on_hand - s.quantity_reserved",
+	2, {UUIDARRAYOID, TIMESTAMPTZOID}
+};
+
+static const TaStatement write_reservation = {
+	"WITH header AS ("
+	"  INSERT INTO @store@.stock_reservations (id, order_id, reference, quantity, expires_at)"
+	"  VALUES ($1, $2, $3, $4, $5)),"
+	" stock AS ("
+	"  UPDATE @store@.inventory_stock s SET quantity_reserved = s.quantity_reserved + d.quantity"
+	"    FROM pg_catalog.unnest($6, $7) AS d(id, quantity) WHERE s.id = d.id"
+	"  RETURNING s.id, d.quantity)"
+	" INSERT INTO @store@.stock_reservation_parts (reservation_id, stock_id, quantity)"
+	" SELECT $1, stock.id, stock.quantity FROM stock",
+	7, {UUIDOID, UUIDOID, TEXTOID, INT8OID, TIMESTAMPTZOID, UUIDARRAYOID, INT4ARRAYOID}
+};
+
+static const TaStatement hold_reservations = {
+	"UPDATE @store@.stock_reservations SET expires_at = 'infinity'"
+	" WHERE order_id = ANY ($1) AND status = 'active' AND expires_at > $2"
+	" RETURNING order_id",
+	2, {UUIDARRAYOID, TIMESTAMPTZOID}
+};
+
+static const TaStatement sell_reservations = {
+	"UPDATE @store@.stock_reservations SET status = 'committed', closed_at = $2"
+	" WHERE order_id = ANY ($1) AND status = 'active' AND expires_at > $2"
+	" RETURNING id, order_id",
+	2, {UUIDARRAYOID, TIMESTAMPTZOID}
+};
+
+static const TaStatement release_reservations = {
+	"UPDATE @store@.stock_reservations"
+	"   SET status = CASE WHEN expires_at > $2 THEN 'released' ELSE 'expired' END, closed_at = $2"
+	" WHERE order_id = ANY ($1) AND status = 'active'"
+	" RETURNING id",
+	2, {UUIDARRAYOID, TIMESTAMPTZOID}
+};
+
+static const TaStatement expire_order_reservations = {
+	"UPDATE @store@.stock_reservations SET status = 'expired', closed_at = $2"
+	" WHERE order_id = ANY ($1) AND status = 'active' AND expires_at <= $2"
+	" RETURNING id",
+	2, {UUIDARRAYOID, TIMESTAMPTZOID}
+};
+
+static const TaStatement expire_oldest = {
+	"UPDATE @store@.stock_reservations r SET status = 'expired', closed_at = $1"
+	"  FROM (SELECT e.id FROM @store@.stock_reservations e"
+	"         WHERE e.status = 'active' AND e.expires_at <= $1"
+	"         ORDER BY e.expires_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED) AS gone"
+	" WHERE r.id = gone.id"
+	" RETURNING r.id",
+	2, {TIMESTAMPTZOID, INT4OID}
+};
+
+static const TaStatement lock_parts = {
+	"SELECT p.reservation_id, r.order_id, s.id, p.quantity"
+	"  FROM @store@.stock_reservations r"
+	"  JOIN @store@.stock_reservation_parts p ON p.reservation_id = r.id"
+	"  JOIN @store@.inventory_stock s ON s.id = p.stock_id"
+	" WHERE r.id = ANY ($1)"
+	" ORDER BY s.id"
+	"   FOR NO KEY UPDATE OF s",
+	1, {UUIDARRAYOID}
+};
+
+static const TaStatement free_units = {
+	"UPDATE @store@.inventory_stock s SET quantity_reserved = s.quantity_reserved - d.quantity"
+	"  FROM pg_catalog.unnest($1, $2) AS d(id, quantity) WHERE s.id = d.id",
+	2, {UUIDARRAYOID, INT4ARRAYOID}
+};
+
+/* moves units and writes the ledger: $2 changes on hand, $3 reserved */
+static const TaStatement post_movements = {
+	"WITH stock AS ("
+	"  UPDATE @store@.inventory_stock s"
+	"     SET quantity_on_hand = s.quantity_on_hand + d.on_hand,"
+	"         quantity_reserved = s.quantity_reserved + d.reserved"
+	"    FROM pg_catalog.unnest($1, $2, $3) AS d(id, on_hand, reserved) WHERE s.id = d.id)"
+	" INSERT INTO @store@.stock_movements"
+	"   (stock_id, quantity, order_id, reservation_id, movement_type, note, actor, request_id)"
+	" SELECT m.stock_id, m.quantity, m.order_id, m.reservation_id, $8, $9, $10, $11"
+	"   FROM pg_catalog.unnest($4, $5, $6, $7) AS m(stock_id, quantity, order_id, reservation_id)",
+	11, {UUIDARRAYOID, INT4ARRAYOID, INT4ARRAYOID,
+		UUIDARRAYOID, INT4ARRAYOID, UUIDARRAYOID, UUIDARRAYOID,
+	TEXTOID, TEXTOID, UUIDOID, TEXTOID}
+};
+
+static const TaStatement sold_units = {
+	"SELECT s.id, s.product_id, s.variant_id, (-sum(m.quantity))::pg_catalog.int4"
+	"  FROM @store@.stock_movements m JOIN @store@.inventory_stock s ON s.id = m.stock_id"
+	" WHERE m.order_id = $1 AND m.movement_type IN ('sale', 'return')"
+	" GROUP BY s.id HAVING sum(m.quantity) < 0"
+	" ORDER BY s.id",
+	1, {UUIDOID}
+};
+
+static const TaStatement receive_product = {
+	"INSERT INTO @store@.inventory_stock AS s (product_id, variant_id, warehouse_id, quantity_on_hand)"
+	" VALUES ($1, $2, $3, $4)"
+	" ON CONFLICT (product_id, warehouse_id, stripe) WHERE variant_id IS NULL"
+	" DO UPDATE SET quantity_on_hand = s.quantity_on_hand + EXCLUDED.quantity_on_hand"
+	" RETURNING s.id, s.quantity_on_hand",
+	4, {UUIDOID, UUIDOID, UUIDOID, INT4OID}
+};
+
+static const TaStatement receive_variant = {
+	"INSERT INTO @store@.inventory_stock AS s (product_id, variant_id, warehouse_id, quantity_on_hand)"
+	" VALUES ($1, $2, $3, $4)"
+	" ON CONFLICT (variant_id, warehouse_id, stripe) WHERE variant_id IS NOT NULL"
+	" DO UPDATE SET quantity_on_hand = s.quantity_on_hand + EXCLUDED.quantity_on_hand"
+	" RETURNING s.id, s.quantity_on_hand",
+	4, {UUIDOID, UUIDOID, UUIDOID, INT4OID}
+};
+
+static const TaStatement post_one_movement = {
+	"INSERT INTO @store@.stock_movements (stock_id, quantity, movement_type, note, actor, request_id)"
+	" VALUES ($1, $2, $3, $4, $5, $6)",
+	6, {UUIDOID, INT4OID, TEXTOID, TEXTOID, UUIDOID, TEXTOID}
+};
+
+static const TaStatement make_stock_row = {
+	"INSERT INTO @store@.inventory_stock (product_id, variant_id, warehouse_id)"
+	" VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+	3, {UUIDOID, UUIDOID, UUIDOID}
+};
+
+static const TaStatement on_hand_in_warehouse = {
+	"SELECT sum(s.quantity_on_hand)::pg_catalog.int4 FROM @store@.inventory_stock s"
+	" WHERE s.product_id = $1 AND s.variant_id IS NOT DISTINCT FROM $2 AND s.warehouse_id = $3",
+	3, {UUIDOID, UUIDOID, UUIDOID}
+};
+
+static const TaStatement available_units = {
+	"WITH stock AS ("
+	"  SELECT s.id, s.quantity_on_hand - s.quantity_reserved AS free"
+	"    FROM @store@.inventory_stock s JOIN @store@.warehouses w ON w.id = s.warehouse_id"
+	"   WHERE s.product_id = $1 AND s.variant_id IS NOT DISTINCT FROM $2"
+	"     AND CASE WHEN $3 IS NULL THEN w.is_active ELSE s.warehouse_id = $3 END)"
+	" SELECT (coalesce((SELECT sum(stock.free) FROM stock), 0)"
+	"       + coalesce((SELECT sum(p.quantity) FROM @store@.stock_reservations r"
+	"                     JOIN @store@.stock_reservation_parts p ON p.reservation_id = r.id"
+	"                     JOIN stock ON stock.id = p.stock_id"
+	"                    WHERE r.status = 'active' AND r.expires_at <= $4), 0))::pg_catalog.int8",
+	4, {UUIDOID, UUIDOID, UUIDOID, TIMESTAMPTZOID}
+};
+
+static const TaStatement lock_reservation = {
+	"SELECT r.order_id, r.status, r.expires_at, o.order_number"
+	"  FROM @store@.stock_reservations r LEFT JOIN @store@.orders o ON o.id = r.order_id"
+	" WHERE r.id = $1 FOR NO KEY UPDATE OF r",
+	1, {UUIDOID}
+};
+
+static const TaStatement close_reservation = {
+	"UPDATE @store@.stock_reservations SET status = $2, closed_at = pg_catalog.clock_timestamp() WHERE id = $1",
+	2, {UUIDOID, TEXTOID}
+};
+
+static const TaStatement set_expiry = {
+	"UPDATE @store@.stock_reservations SET expires_at = GREATEST(expires_at, $2)"
+	" WHERE id = $1 RETURNING expires_at",
+	2, {UUIDOID, TIMESTAMPTZOID}
+};
+
+/* ---------------------------------------------------------------------
+ * SKUs
+ * ---------------------------------------------------------------------
+ */
+
+/* Copies a uuid column of the current result; the column is not NULL. */
+static pg_uuid_t
+spi_uuid(uint64 row, int column)
+{
+	bool		isnull;
+	Datum		value = ta_spi_value(row, column, &isnull);
+
+	Assert(!isnull);
+	return *DatumGetUUIDP(value);
+}
+
+static TaUuid
+spi_nullable_uuid(uint64 row, int column)
+{
+	TaUuid		result = {.isnull = true};
+	Datum		value = ta_spi_value(row, column, &result.isnull);
+
+	if (!result.isnull)
+		result.value = *DatumGetUUIDP(value);
+	return result;
+}
+
+static int32
+spi_int4(uint64 row, int column)
+{
+	bool		isnull;
+
+	return DatumGetInt32(ta_spi_value(row, column, &isnull));
+}
+
+/* Whether a SKU in this condition cannot serve the purpose. */
+static bool
+unfit(const char *condition, TaPurpose purpose)
+{
+	if (condition == NULL)
+		return false;
+	if (strcmp(condition, "unknown") == 0)
+		return true;
+	if (purpose == TA_FOR_STOCKTAKING)
+		return false;
+	if (strcmp(condition, "deleted") == 0 || strcmp(condition, "has variants") == 0)
+		return true;
+	return purpose == TA_FOR_SALE;
+}
+
+/*
+ * ta_resolve_lines
+ *		Finds the product, variant, name, price and warehouse of each line.
+ *
+ * Inside a frame.  Raises TA006 listing every SKU that cannot serve the
+ * purpose, each with why, and TA007 for a warehouse that does not exist.  Takes
+ * no row locks: a price or a flag that changes meanwhile is as good as one that
+ * changed just after.
+ */
+void
+ta_resolve_lines(Oid nspid, TaLine *lines, int nlines, TaPurpose purpose)
+{
+	const char **skus = palloc(sizeof(char *) * nlines);
+	const char **warehouses = palloc(sizeof(char *) * nlines);
+	const char **conditions = palloc0(sizeof(char *) * nlines);
+	int			nunfit = 0;
+	Datum		values[2];
+
+	for (int i = 0; i < nlines; i++)
+	{
+		skus[i] = lines[i].sku;
+		warehouses[i] = lines[i].warehouse;
+	}
+	values[0] = ta_text_array(skus, nlines);
+	values[1] = ta_text_array(warehouses, nlines);
+
+	ta_execute(nspid, &resolve_skus, SPI_OK_SELECT, values, NULL);
+	for (uint64 r = 0; r < SPI_processed; r++)
+	{
+		int			n = spi_int4(r, 1) - 1;
+		TaLine	   *line = &lines[n];
+		bool		isnull;
+		Datum		price;
+
+		conditions[n] = ta_spi_text(r, 8);
+		if (unfit(conditions[n], purpose))
+		{
+			nunfit++;
+			continue;
+		}
+
+		line->product_id = spi_uuid(r, 2);
+		line->variant_id = spi_nullable_uuid(r, 3);
+		line->name = ta_spi_text(r, 4);
+		price = ta_spi_value(r, 5, &isnull);
+		line->price = PointerGetDatum(PG_DETOAST_DATUM_COPY(price));
+		line->warehouse_id = spi_nullable_uuid(r, 7);
+		if (line->warehouse != NULL && line->warehouse_id.isnull)
+			ereport(ERROR,
+					(errcode(TA_ERRCODE_RECORD_NOT_FOUND),
+					 errmsg("warehouse \"%s\" does not exist", line->warehouse)));
+	}
+
+	if (nunfit > 0)
+	{
+		StringInfoData detail;
+		const char *separator = "";
+
+		initStringInfo(&detail);
+		for (int i = 0; i < nlines; i++)
+		{
+			bool		repeated = false;
+
+			if (!unfit(conditions[i], purpose))
+				continue;
+			for (int j = 0; j < i && !repeated && nlines <= 1000; j++)
+				repeated = strcmp(lines[j].sku, lines[i].sku) == 0;
+			if (repeated)
+				continue;
+			appendStringInfo(&detail, "%s\"%s\" (%s)", separator, lines[i].sku, conditions[i]);
+			separator = ", ";
+		}
+		ereport(ERROR,
+				(errcode(TA_ERRCODE_UNKNOWN_SKU),
+				 purpose == TA_FOR_SALE ?
+				 errmsg("SKU is not for sale") : errmsg("SKU does not exist"),
+				 errdetail("%s.", detail.data),
+				 purpose == TA_FOR_SALE ?
+				 errhint("A product is for sale when it is active, published, not deleted and has no variants; otherwise sell one of its variants.") : 0));
+	}
+}
+
+/* ---------------------------------------------------------------------
+ * Reserving
+ * ---------------------------------------------------------------------
+ */
+
+static int
+compare_uuids(const pg_uuid_t *a, const pg_uuid_t *b)
+{
+	return memcmp(a->data, b->data, UUID_LEN);
+}
+
+static int
+compare_nullable_uuids(const TaUuid *a, const TaUuid *b)
+{
+	if (a->isnull || b->isnull)
+		return (int) a->isnull - (int) b->isnull;
+	return compare_uuids(&a->value, &b->value);
+}
+
+static int
+compare_lines(const void *a, const void *b)
+{
+	const TaLine *x = *(TaLine *const *) a;
+	const TaLine *y = *(TaLine *const *) b;
+	int			result = compare_uuids(&x->product_id, &y->product_id);
+
+	if (result == 0)
+		result = compare_nullable_uuids(&x->variant_id, &y->variant_id);
+	if (result == 0)
+		result = compare_nullable_uuids(&x->warehouse_id, &y->warehouse_id);
+	return result;
+}
+
+/* By group, then in the order in which the rows serve it. */
+static int
+compare_candidates(const void *a, const void *b)
+{
+	const Candidate *x = a;
+	const Candidate *y = b;
+	int			result = (x->group > y->group) - (x->group < y->group);
+
+	if (result == 0)
+		result = (x->row->priority > y->row->priority) - (x->row->priority < y->row->priority);
+	if (result == 0)
+		result = strcmp(x->row->warehouse, y->row->warehouse);
+	if (result == 0)
+		result = compare_uuids(&x->row->id, &y->row->id);
+	return result;
+}
+
+/* Puts lines that want the same thing from the same place into one group. */
+static void
+group_lines(Demand *demand)
+{
+	TaLine	  **sorted = palloc(sizeof(TaLine *) * demand->nlines);
+
+	for (int i = 0; i < demand->nlines; i++)
+		sorted[i] = &demand->lines[i];
+	qsort(sorted, demand->nlines, sizeof(TaLine *), compare_lines);
+
+	demand->groups = palloc0(sizeof(DemandGroup) * demand->nlines);
+	demand->group_of = palloc(sizeof(int) * demand->nlines);
+	demand->ngroups = 0;
+	for (int i = 0; i < demand->nlines; i++)
+	{
+		if (i == 0 || compare_lines(&sorted[i - 1], &sorted[i]) != 0)
+		{
+			DemandGroup	   *group = &demand->groups[demand->ngroups++];
+
+			group->product_id = sorted[i]->product_id;
+			group->variant_id = sorted[i]->variant_id;
+			group->warehouse_id = sorted[i]->warehouse_id;
+		}
+		demand->group_of[sorted[i] - demand->lines] = demand->ngroups - 1;
+	}
+}
+
+/*
+ * Locks every stock row that may serve the demand, in the lock order, and
+ * reads what they hold.  A row can be a candidate of two groups: of lines that
+ * name its warehouse and of lines that name none.
+ */
+static void
+lock_demand(Oid nspid, Demand *demand)
+{
+	pg_uuid_t  *products = palloc(sizeof(pg_uuid_t) * demand->ngroups);
+	TaUuid	   *variants = palloc(sizeof(TaUuid) * demand->ngroups);
+	TaUuid	   *warehouses = palloc(sizeof(TaUuid) * demand->ngroups);
+	Datum		values[3];
+
+	for (int g = 0; g < demand->ngroups; g++)
+	{
+		products[g] = demand->groups[g].product_id;
+		variants[g] = demand->groups[g].variant_id;
+		warehouses[g] = demand->groups[g].warehouse_id;
+	}
+	values[0] = ta_uuid_array(products, demand->ngroups);
+	values[1] = ta_nullable_uuid_array(variants, demand->ngroups);
+	values[2] = ta_nullable_uuid_array(warehouses, demand->ngroups);
+
+	ta_execute(nspid, &lock_candidates, SPI_OK_SELECT, values, NULL);
+
+	demand->rows = palloc0(sizeof(StockRow) * Max(SPI_processed, 1));
+	demand->candidates = palloc0(sizeof(Candidate) * Max(SPI_processed, 1));
+	demand->nrows = 0;
+	demand->ncandidates = (int) SPI_processed;
+	for (uint64 r = 0; r < SPI_processed; r++)
+	{
+		pg_uuid_t	id = spi_uuid(r, 2);
+		StockRow   *row;
+
+		if (demand->nrows == 0 || compare_uuids(&demand->rows[demand->nrows - 1].id, &id) != 0)
+		{
+			row = &demand->rows[demand->nrows++];
+			row->id = id;
+			row->available = spi_int4(r, 3);
+			row->priority = spi_int4(r, 4);
+			row->warehouse = ta_spi_text(r, 5);
+		}
+		else
+			row = &demand->rows[demand->nrows - 1];
+		demand->candidates[r].group = spi_int4(r, 1) - 1;
+		demand->candidates[r].row = row;
+	}
+
+	qsort(demand->candidates, demand->ncandidates, sizeof(Candidate), compare_candidates);
+	for (int c = demand->ncandidates - 1; c >= 0; c--)
+	{
+		DemandGroup	   *group = &demand->groups[demand->candidates[c].group];
+
+		group->first_candidate = c;
+		group->ncandidates++;
+	}
+}
+
+/* Takes up to quantity units from candidates first..last-1; returns what is still wanted. */
+static int32
+take(Demand *demand, int first, int last, int32 quantity)
+{
+	for (int c = first; c < last && quantity > 0; c++)
+	{
+		StockRow   *row = demand->candidates[c].row;
+		int32		units = Min(row->available - row->taken, quantity);
+
+		row->taken += units;
+		quantity -= units;
+	}
+	return quantity;
+}
+
+/*
+ * Serves one line: from the first warehouse that has it all, else from several
+ * in their order.
+ */
+static bool
+serve_line(Demand *demand, int i)
+{
+	DemandGroup	   *group = &demand->groups[demand->group_of[i]];
+	int			end = group->first_candidate + group->ncandidates;
+	int			first = group->first_candidate;
+
+	while (first < end)
+	{
+		int			last = first;
+		int64		units = 0;
+
+		while (last < end && strcmp(demand->candidates[last].row->warehouse,
+									demand->candidates[first].row->warehouse) == 0)
+		{
+			units += demand->candidates[last].row->available - demand->candidates[last].row->taken;
+			last++;
+		}
+		if (units >= demand->lines[i].quantity)
+			return take(demand, first, last, demand->lines[i].quantity) == 0;
+		first = last;
+	}
+	return take(demand, group->first_candidate, end, demand->lines[i].quantity) == 0;
+}
+
+/*
+ * Serves all lines; false if some fall short.  Lines that name a warehouse have
+ * no choice, so they are served before those that have one.
+ */
+static bool
+serve_demand(Demand *demand)
+{
+	bool		served = true;
+
+	for (int r = 0; r < demand->nrows; r++)
+		demand->rows[r].taken = 0;
+	for (int i = 0; i < demand->nlines; i++)
+		if (!demand->lines[i].warehouse_id.isnull)
+			served = serve_line(demand, i) && served;
+	for (int i = 0; i < demand->nlines; i++)
+		if (demand->lines[i].warehouse_id.isnull)
+			served = serve_line(demand, i) && served;
+	return served;
+}
+
+/* Frees the expired parts of the demand's rows; false if there were none. */
+static bool
+sweep_demand(Oid nspid, Demand *demand)
+{
+	pg_uuid_t  *ids = palloc(sizeof(pg_uuid_t) * Max(demand->nrows, 1));
+	Datum		values[2];
+	uint64		freed;
+
+	for (int r = 0; r < demand->nrows; r++)
+		ids[r] = demand->rows[r].id;
+	values[0] = ta_uuid_array(ids, demand->nrows);
+	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
+
+	freed = ta_execute(nspid, &sweep_expired, SPI_OK_UPDATE_RETURNING, values, NULL);
+	for (uint64 i = 0; i < freed; i++)
+	{
+		pg_uuid_t	id = spi_uuid(i, 1);
+		int			low = 0;
+		int			high = demand->nrows - 1;
+
+		while (low < high)
+		{
+			int			middle = (low + high) / 2;
+
+			if (compare_uuids(&demand->rows[middle].id, &id) < 0)
+				low = middle + 1;
+			else
+				high = middle;
+		}
+		demand->rows[low].available = spi_int4(i, 2);
+	}
+	return freed > 0;
+}
+
+static int
+compare_line_skus(const void *a, const void *b)
+{
+	return strcmp((*(TaLine *const *) a)->sku, (*(TaLine *const *) b)->sku);
+}
+
+/*
+ * Raises the error for a demand that cannot be served, listing every SKU that
+ * falls short: what all its lines want together, and what there is for them.
+ */
+static void pg_attribute_noreturn()
+raise_shortage(Demand *demand, int sqlstate)
+{
+	TaLine	  **sorted = palloc(sizeof(TaLine *) * demand->nlines);
+	StringInfoData detail;
+	const char *separator = "";
+
+	for (int i = 0; i < demand->nlines; i++)
+		sorted[i] = &demand->lines[i];
+	qsort(sorted, demand->nlines, sizeof(TaLine *), compare_line_skus);
+
+	initStringInfo(&detail);
+	appendStringInfoChar(&detail, '[');
+	for (int first = 0, last; first < demand->nlines; first = last)
+	{
+		int64		requested = 0;
+		int64		available = 0;
+		bool		falls_short = false;
+		bool		anywhere = false;
+
+		for (last = first; last < demand->nlines &&
+			 strcmp(sorted[first]->sku, sorted[last]->sku) == 0; last++)
+		{
+			requested += sorted[last]->quantity;
+			anywhere |= sorted[last]->warehouse_id.isnull;
+		}
+
+		/* the groups of one SKU are adjacent among its lines */
+		for (int i = first; i < last; i++)
+		{
+			int			g = demand->group_of[sorted[i] - demand->lines];
+			DemandGroup	   *group = &demand->groups[g];
+			int64		wanted = 0;
+			int64		there = 0;
+			bool		counted = false;
+
+			for (int j = first; j < last; j++)
+			{
+				if (demand->group_of[sorted[j] - demand->lines] == g)
+				{
+					counted |= j < i;
+					wanted += sorted[j]->quantity;
+				}
+			}
+			if (counted)
+				continue;
+			for (int c = group->first_candidate; c < group->first_candidate + group->ncandidates; c++)
+				there += demand->candidates[c].row->available;
+			falls_short |= wanted > there;
+
+			/* a line that may come from anywhere sees every row there is */
+			if (!anywhere || group->warehouse_id.isnull)
+				available += there;
+		}
+		if (!falls_short && requested <= available)
+			continue;
+
+		appendStringInfo(&detail, "%s{\"sku\": ", separator);
+		escape_json(&detail, sorted[first]->sku);
+		appendStringInfo(&detail, ", \"requested\": " INT64_FORMAT ", \"available\": " INT64_FORMAT "}",
+						 requested, available);
+		separator = ", ";
+	}
+	appendStringInfoChar(&detail, ']');
+
+	if (sqlstate == TA_ERRCODE_RESERVATION_NOT_ACTIVE)
+		ereport(ERROR,
+				(errcode(sqlstate),
+				 errmsg("reservation has ended and its stock is gone"),
+				 errdetail_internal("%s", detail.data),
+				 errhint("Cancel the order, or try again when there is stock.")));
+	ereport(ERROR,
+			(errcode(sqlstate),
+			 errmsg("insufficient stock"),
+			 errdetail_internal("%s", detail.data),
+			 errhint("Ask for at most what is available.")));
+}
+
+/* Makes a demand of resolved lines, locks its rows and serves it, or raises. */
+static void
+secure_demand(Oid nspid, Demand *demand, TaLine *lines, int nlines, int shortage_code)
+{
+	memset(demand, 0, sizeof(Demand));
+	demand->lines = lines;
+	demand->nlines = nlines;
+	group_lines(demand);
+	lock_demand(nspid, demand);
+	if (serve_demand(demand))
+		return;
+	if (!(sweep_demand(nspid, demand) && serve_demand(demand)))
+		raise_shortage(demand, shortage_code);
+}
+
+/*
+ * ta_inventory_reserve
+ *		Reserves all lines, or raises shortage_code (TA002 or TA003) and nothing
+ *		is changed.  Returns the reservation's key.
+ *
+ * Inside a frame; the lines are resolved.  order_id and reference may be NULL.
+ * Locks the stock rows that may serve the lines until the transaction ends.
+ */
+pg_uuid_t
+ta_inventory_reserve(Oid nspid, TaLine *lines, int nlines,
+					 const pg_uuid_t *order_id, const char *reference,
+					 TimestampTz expires_at, int shortage_code)
+{
+	Demand		demand;
+	pg_uuid_t  *ids;
+	int32	   *quantities;
+	int64		total = 0;
+	int			nparts = 0;
+	Datum		values[7];
+	char		nulls[8] = "       ";
+	pg_uuid_t	reservation;
+
+	secure_demand(nspid, &demand, lines, nlines, shortage_code);
+
+	ids = palloc(sizeof(pg_uuid_t) * Max(demand.nrows, 1));
+	quantities = palloc(sizeof(int32) * Max(demand.nrows, 1));
+	for (int r = 0; r < demand.nrows; r++)
+	{
+		if (demand.rows[r].taken == 0)
+			continue;
+		ids[nparts] = demand.rows[r].id;
+		quantities[nparts] = demand.rows[r].taken;
+		total += demand.rows[r].taken;
+		nparts++;
+	}
+
+	reservation = *DatumGetUUIDP(DirectFunctionCall1(gen_random_uuid, (Datum) 0));
+	values[0] = UUIDPGetDatum(&reservation);
+	if (order_id != NULL)
+		values[1] = UUIDPGetDatum(order_id);
+	else
+		nulls[1] = 'n';
+	if (reference != NULL)
+		values[2] = CStringGetTextDatum(reference);
+	else
+		nulls[2] = 'n';
+	values[3] = Int64GetDatum(total);
+	values[4] = TimestampTzGetDatum(expires_at);
+	values[5] = ta_uuid_array(ids, nparts);
+	values[6] = ta_int4_array(quantities, nparts);
+
+	if (ta_execute(nspid, &write_reservation, SPI_OK_INSERT, values, nulls) != (uint64) nparts)
+		elog(ERROR, "stock rows vanished while they were locked");
+	return reservation;
+}
+
+/* ---------------------------------------------------------------------
+ * What becomes of a reservation
+ * ---------------------------------------------------------------------
+ */
+
+/*
+ * Locks the stock rows under some reservations, whose own rows the caller has
+ * locked, and returns the parts in the order of their stock rows.
+ */
+static Part *
+lock_parts_of(Oid nspid, const pg_uuid_t *reservations, int nreservations, int *nparts)
+{
+	Datum		values[1];
+	Part	   *parts;
+
+	values[0] = ta_uuid_array(reservations, nreservations);
+	ta_execute(nspid, &lock_parts, SPI_OK_SELECT, values, NULL);
+
+	*nparts = (int) SPI_processed;
+	parts = palloc(sizeof(Part) * Max(*nparts, 1));
+	for (int i = 0; i < *nparts; i++)
+	{
+		parts[i].reservation_id = spi_uuid(i, 1);
+		parts[i].order_id = spi_nullable_uuid(i, 2);
+		parts[i].stock_id = spi_uuid(i, 3);
+		parts[i].quantity = spi_int4(i, 4);
+	}
+	return parts;
+}
+
+/* Sums parts by stock row; they come in its order. */
+static int
+sum_parts(const Part *parts, int nparts, pg_uuid_t *ids, int32 *quantities)
+{
+	int			nrows = 0;
+
+	for (int i = 0; i < nparts; i++)
+	{
+		if (nrows == 0 || compare_uuids(&ids[nrows - 1], &parts[i].stock_id) != 0)
+		{
+			ids[nrows] = parts[i].stock_id;
+			quantities[nrows] = 0;
+			nrows++;
+		}
+		quantities[nrows - 1] += parts[i].quantity;
+	}
+	return nrows;
+}
+
+/* Gives the units of closed reservations back. */
+static void
+free_parts(Oid nspid, const pg_uuid_t *reservations, int nreservations)
+{
+	int			nparts;
+	Part	   *parts;
+	pg_uuid_t  *ids;
+	int32	   *quantities;
+	int			nrows;
+	Datum		values[2];
+
+	if (nreservations == 0)
+		return;
+	parts = lock_parts_of(nspid, reservations, nreservations, &nparts);
+	ids = palloc(sizeof(pg_uuid_t) * Max(nparts, 1));
+	quantities = palloc(sizeof(int32) * Max(nparts, 1));
+	nrows = sum_parts(parts, nparts, ids, quantities);
+	if (nrows == 0)
+		return;					/* swept already */
+
+	values[0] = ta_uuid_array(ids, nrows);
+	values[1] = ta_int4_array(quantities, nrows);
+	ta_execute(nspid, &free_units, SPI_OK_UPDATE, values, NULL);
+}
+
+/* Fills the last four parameters of post_movements. */
+static void
+set_posting(const TaPosting *posting, Datum *values, char *nulls)
+{
+	const char *request_id = ta_request_setting("app.request_id");
+	bool		actor_isnull;
+
+	values[0] = CStringGetTextDatum(posting->movement_type);
+	nulls[0] = ' ';
+	nulls[1] = posting->note == NULL ? 'n' : ' ';
+	values[1] = posting->note == NULL ? (Datum) 0 : CStringGetTextDatum(posting->note);
+	values[2] = ta_request_actor(posting->actor, posting->actor_isnull, &actor_isnull);
+	nulls[2] = actor_isnull ? 'n' : ' ';
+	nulls[3] = request_id == NULL ? 'n' : ' ';
+	values[3] = request_id == NULL ? (Datum) 0 : CStringGetTextDatum(request_id);
+}
+
+/* Turns the units of closed reservations into sales. */
+static void
+sell_parts(Oid nspid, const pg_uuid_t *reservations, int nreservations, const TaPosting *posting)
+{
+	int			nparts;
+	Part	   *parts;
+	pg_uuid_t  *ids;
+	pg_uuid_t  *stock_ids;
+	TaUuid	   *order_ids;
+	TaUuid	   *reservation_ids;
+	int32	   *quantities;
+	int32	   *sales;
+	int			nrows;
+	Datum		values[11];
+	char		nulls[12] = "           ";
+
+	if (nreservations == 0)
+		return;
+	parts = lock_parts_of(nspid, reservations, nreservations, &nparts);
+	ids = palloc(sizeof(pg_uuid_t) * Max(nparts, 1));
+	quantities = palloc(sizeof(int32) * Max(nparts, 1));
+	nrows = sum_parts(parts, nparts, ids, quantities);
+	for (int i = 0; i < nrows; i++)
+		quantities[i] = -quantities[i];
+
+	/* an order's sale is found through the order, others through their reservation */
+	stock_ids = palloc(sizeof(pg_uuid_t) * Max(nparts, 1));
+	sales = palloc(sizeof(int32) * Max(nparts, 1));
+	order_ids = palloc(sizeof(TaUuid) * Max(nparts, 1));
+	reservation_ids = palloc(sizeof(TaUuid) * Max(nparts, 1));
+	for (int i = 0; i < nparts; i++)
+	{
+		stock_ids[i] = parts[i].stock_id;
+		sales[i] = -parts[i].quantity;
+		order_ids[i] = parts[i].order_id;
+		reservation_ids[i].isnull = !parts[i].order_id.isnull;
+		reservation_ids[i].value = parts[i].reservation_id;
+	}
+
+	values[0] = ta_uuid_array(ids, nrows);
+	values[1] = ta_int4_array(quantities, nrows);
+	values[2] = values[1];
+	values[3] = ta_uuid_array(stock_ids, nparts);
+	values[4] = ta_int4_array(sales, nparts);
+	values[5] = ta_nullable_uuid_array(order_ids, nparts);
+	values[6] = ta_nullable_uuid_array(reservation_ids, nparts);
+	set_posting(posting, &values[7], &nulls[7]);
+	ta_execute(nspid, &post_movements, SPI_OK_INSERT, values, nulls);
+}
+
+/* Marks which of the orders stand in a column of the current result. */
+static bool *
+mark_orders(const pg_uuid_t *orders, int norders, int column)
+{
+	bool	   *marked = palloc0(sizeof(bool) * norders);
+
+	if (norders == 1)
+	{
+		marked[0] = SPI_processed > 0;
+		return marked;
+	}
+	for (uint64 r = 0; r < SPI_processed; r++)
+	{
+		pg_uuid_t	id = spi_uuid(r, column);
+		int			low = 0;
+		int			high = norders - 1;
+
+		while (low < high)
+		{
+			int			middle = (low + high) / 2;
+
+			if (compare_uuids(&orders[middle], &id) < 0)
+				low = middle + 1;
+			else
+				high = middle;
+		}
+		marked[low] = true;
+	}
+	return marked;
+}
+
+/* Runs a statement over the active reservations of some orders; ids in column 1. */
+static pg_uuid_t *
+close_orders(Oid nspid, const TaStatement *statement, const pg_uuid_t *orders, int norders, int *count)
+{
+	Datum		values[2];
+	pg_uuid_t  *ids;
+
+	values[0] = ta_uuid_array(orders, norders);
+	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
+	*count = (int) ta_execute(nspid, statement, SPI_OK_UPDATE_RETURNING, values, NULL);
+
+	ids = palloc(sizeof(pg_uuid_t) * Max(*count, 1));
+	for (int i = 0; i < *count; i++)
+		ids[i] = spi_uuid(i, 1);
+	return ids;
+}
+
+/*
+ * ta_inventory_hold
+ *		Lets the reservations of some orders last until they are sold or released.
+ *
+ * orders ascend.  Returns for each whether it had a reservation that still
+ * bound; the others' units must be reserved again.
+ */
+bool *
+ta_inventory_hold(Oid nspid, const pg_uuid_t *orders, int norders)
+{
+	Datum		values[2];
+
+	values[0] = ta_uuid_array(orders, norders);
+	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
+	ta_execute(nspid, &hold_reservations, SPI_OK_UPDATE_RETURNING, values, NULL);
+	return mark_orders(orders, norders, 1);
+}
+
+/*
+ * ta_inventory_lock_orders
+ *		Locks every stock row that the orders' products have, in the lock order.
+ *
+ * For what is about to touch stock in several steps: afterwards no step waits.
+ */
+void
+ta_inventory_lock_orders(Oid nspid, const pg_uuid_t *orders, int norders)
+{
+	Datum		values[1];
+
+	values[0] = ta_uuid_array(orders, norders);
+	ta_execute(nspid, &lock_orders_stock, SPI_OK_SELECT, values, NULL);
+}
+
+/*
+ * ta_inventory_expire_orders
+ *		Collects the expired reservations of some orders.
+ */
+void
+ta_inventory_expire_orders(Oid nspid, const pg_uuid_t *orders, int norders)
+{
+	int			count;
+	pg_uuid_t  *ids = close_orders(nspid, &expire_order_reservations, orders, norders, &count);
+
+	free_parts(nspid, ids, count);
+}
+
+/*
+ * ta_inventory_release
+ *		Gives back what is reserved for some orders; those without are left alone.
+ */
+void
+ta_inventory_release(Oid nspid, const pg_uuid_t *orders, int norders)
+{
+	int			count;
+	pg_uuid_t  *ids = close_orders(nspid, &release_reservations, orders, norders, &count);
+
+	free_parts(nspid, ids, count);
+}
+
+/*
+ * ta_inventory_sell
+ *		Turns what is reserved for some orders into sales.
+ *
+ * orders ascend.  Returns for each whether it had a reservation that still
+ * bound; the others are left alone.
+ */
+bool *
+ta_inventory_sell(Oid nspid, const pg_uuid_t *orders, int norders)
+{
+	TaPosting	posting = {.movement_type = "sale", .actor_isnull = true};
+	int			count;
+	pg_uuid_t  *ids = close_orders(nspid, &sell_reservations, orders, norders, &count);
+	bool	   *marked = mark_orders(orders, norders, 2);
+
+	sell_parts(nspid, ids, count, &posting);
+	return marked;
+}
+
+/*
+ * ta_inventory_sold
+ *		What of an order has been sold and not come back, by stock row.
+ *
+ * The caller holds the order's row.  Returns a palloc'd array.
+ */
+TaStockUnits *
+ta_inventory_sold(Oid nspid, const pg_uuid_t *order_id, int *count)
+{
+	Datum		values[1];
+	TaStockUnits *units;
+
+	values[0] = UUIDPGetDatum(order_id);
+	*count = (int) ta_execute(nspid, &sold_units, SPI_OK_SELECT, values, NULL);
+	units = palloc(sizeof(TaStockUnits) * Max(*count, 1));
+	for (int i = 0; i < *count; i++)
+	{
+		units[i].stock_id = spi_uuid(i, 1);
+		units[i].product_id = spi_uuid(i, 2);
+		units[i].variant_id = spi_nullable_uuid(i, 3);
+		units[i].quantity = spi_int4(i, 4);
+	}
+	return units;
+}
+
+/*
+ * ta_inventory_restock
+ *		Puts units of an order back where they came from.
+ *
+ * units come from ta_inventory_sold, with the quantities that come back (0 to
+ * leave a row alone).  Locks their stock rows.
+ */
+void
+ta_inventory_restock(Oid nspid, const pg_uuid_t *order_id,
+					 TaStockUnits *units, int count, const TaPosting *posting)
+{
+	pg_uuid_t  *ids = palloc(sizeof(pg_uuid_t) * Max(count, 1));
+	int32	   *quantities = palloc(sizeof(int32) * Max(count, 1));
+	int32	   *zeros = palloc0(sizeof(int32) * Max(count, 1));
+	TaUuid	   *order_ids = palloc(sizeof(TaUuid) * Max(count, 1));
+	TaUuid	   *reservation_ids = palloc(sizeof(TaUuid) * Max(count, 1));
+	int			n = 0;
+	Datum		values[11];
+	char		nulls[12] = "           ";
+
+	for (int i = 0; i < count; i++)
+	{
+		if (units[i].quantity == 0)
+			continue;
+		ids[n] = units[i].stock_id;
+		quantities[n] = units[i].quantity;
+		order_ids[n].isnull = false;
+		order_ids[n].value = *order_id;
+		reservation_ids[n].isnull = true;
+		n++;
+	}
+	if (n == 0)
+		return;
+
+	values[0] = ta_uuid_array(ids, n);
+	if (n > 1)
+		ta_execute(nspid, &lock_stock, SPI_OK_SELECT, values, NULL);
+
+	values[1] = ta_int4_array(quantities, n);
+	values[2] = ta_int4_array(zeros, n);
+	values[3] = values[0];
+	values[4] = values[1];
+	values[5] = ta_nullable_uuid_array(order_ids, n);
+	values[6] = ta_nullable_uuid_array(reservation_ids, n);
+	set_posting(posting, &values[7], &nulls[7]);
+	ta_execute(nspid, &post_movements, SPI_OK_INSERT, values, nulls);
+}
+
+/* ---------------------------------------------------------------------
+ * SQL functions
+ * ---------------------------------------------------------------------
+ */
+
+/* A line of one SKU from the arguments of a stock function. */
+static TaLine
+one_line(FunctionCallInfo fcinfo, int sku, int quantity, int warehouse)
+{
+	TaLine		line = {0};
+
+	line.sku = text_to_cstring(PG_GETARG_TEXT_PP(sku));
+	if (quantity >= 0)
+		line.quantity = PG_GETARG_INT32(quantity);
+	if (warehouse >= 0 && !PG_ARGISNULL(warehouse))
+		line.warehouse = text_to_cstring(PG_GETARG_TEXT_PP(warehouse));
+	line.variant_id.isnull = true;
+	line.warehouse_id.isnull = true;
+	return line;
+}
+
+static void
+require_positive(int32 quantity)
+{
+	if (quantity <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("quantity must be greater than zero")));
+}
+
+/* Checks that a movement of this sign may be posted by hand. */
+static void
+check_movement(const char *movement, int32 quantity)
+{
+	static const struct
+	{
+		const char *type;
+		int			sign;		/* 0: either */
+	}			types[] = {
+		{"purchase", 1}, {"return", 1}, {"sale", -1}, {"damage", -1}, {"adjustment", 0}
+	};
+
+	for (int i = 0; i < (int) lengthof(types); i++)
+	{
+		if (strcmp(movement, types[i].type) != 0)
+			continue;
+		if (types[i].sign != 0 && (types[i].sign > 0) != (quantity > 0))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 types[i].sign > 0 ?
+					 errmsg("a movement of type \"%s\" adds stock", movement) :
+					 errmsg("a movement of type \"%s\" takes stock away", movement)));
+		return;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 strcmp(movement, "transfer") == 0 ?
+			 errmsg("a transfer needs two warehouses") :
+			 errmsg("unknown type of stock movement: \"%s\"", movement),
+			 strcmp(movement, "transfer") == 0 ?
+			 errhint("Use transfer_stock.") :
+			 errhint("Types are purchase, return, adjustment, sale and damage.")));
+}
+
+static char *
+optional_text(FunctionCallInfo fcinfo, int argno)
+{
+	return PG_ARGISNULL(argno) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(argno));
+}
+
+static Datum
+uuid_or_null(const TaUuid *value, char *null)
+{
+	*null = value->isnull ? 'n' : ' ';
+	return value->isnull ? (Datum) 0 : UUIDPGetDatum(&value->value);
+}
+
+/* Adds units, making the stock row where there is none, and posts them. */
+static int32
+add_units(Oid nspid, TaLine *line, const TaPosting *posting)
+{
+	Datum		values[6];
+	char		nulls[7] = "      ";
+	pg_uuid_t	stock_id;
+	int32		on_hand;
+
+	values[0] = UUIDPGetDatum(&line->product_id);
+	values[1] = uuid_or_null(&line->variant_id, &nulls[1]);
+	values[2] = UUIDPGetDatum(&line->warehouse_id.value);
+	values[3] = Int32GetDatum(line->quantity);
+	ta_execute(nspid, line->variant_id.isnull ? &receive_product : &receive_variant,
+			   SPI_OK_INSERT_RETURNING, values, nulls);
+	stock_id = spi_uuid(0, 1);
+	on_hand = spi_int4(0, 2);
+
+	nulls[1] = ' ';
+	values[0] = UUIDPGetDatum(&stock_id);
+	values[1] = Int32GetDatum(line->quantity);
+	set_posting(posting, &values[2], &nulls[2]);
+	ta_execute(nspid, &post_one_movement, SPI_OK_INSERT, values, nulls);
+	return on_hand;
+}
+
+/* What a warehouse has of a SKU. */
+static int32
+units_on_hand(Oid nspid, const TaLine *line)
+{
+	Datum		values[3];
+	char		nulls[4] = "   ";
+
+	values[0] = UUIDPGetDatum(&line->product_id);
+	values[1] = uuid_or_null(&line->variant_id, &nulls[1]);
+	values[2] = UUIDPGetDatum(&line->warehouse_id.value);
+	ta_execute(nspid, &on_hand_in_warehouse, SPI_OK_SELECT, values, nulls);
+	return spi_int4(0, 1);
+}
+
+/* Posts a difference to rows that are locked: taken units of each, negated. */
+static void
+remove_taken(Oid nspid, Demand *demand, const TaPosting *posting)
+{
+	pg_uuid_t  *ids = palloc(sizeof(pg_uuid_t) * demand->nrows);
+	int32	   *quantities = palloc(sizeof(int32) * demand->nrows);
+	int32	   *zeros = palloc0(sizeof(int32) * demand->nrows);
+	TaUuid	   *nothing = palloc(sizeof(TaUuid) * demand->nrows);
+	int			n = 0;
+	Datum		values[11];
+	char		nulls[12] = "           ";
+
+	for (int r = 0; r < demand->nrows; r++)
+	{
+		if (demand->rows[r].taken == 0)
+			continue;
+		ids[n] = demand->rows[r].id;
+		quantities[n] = -demand->rows[r].taken;
+		nothing[n].isnull = true;
+		n++;
+	}
+	values[0] = ta_uuid_array(ids, n);
+	values[1] = ta_int4_array(quantities, n);
+	values[2] = ta_int4_array(zeros, n);
+	values[3] = values[0];
+	values[4] = values[1];
+	values[5] = values[6] = ta_nullable_uuid_array(nothing, n);
+	set_posting(posting, &values[7], &nulls[7]);
+	ta_execute(nspid, &post_movements, SPI_OK_INSERT, values, nulls);
+}
+
+/*
+ * receive_stock(store name, sku text, quantity integer, warehouse text, movement text, note text)
+ *		Adds units; returns the units on hand in that warehouse.
+ */
+PG_FUNCTION_INFO_V1(ta_receive_stock);
+Datum
+ta_receive_stock(PG_FUNCTION_ARGS)
+{
+	static const char *const names[] = {"store", "sku", "quantity", "warehouse", "movement"};
+	TaPosting	posting = {.actor_isnull = true};
+	TaFrame		frame;
+	TaLine		line;
+	Oid			nspid;
+	int32		on_hand;
+
+	ta_require_arguments(fcinfo, names, lengthof(names));
+	nspid = ta_store_namespace(PG_GETARG_NAME(0));
+	line = one_line(fcinfo, 1, 2, 3);
+	require_positive(line.quantity);
+	posting.movement_type = optional_text(fcinfo, 4);
+	posting.note = optional_text(fcinfo, 5);
+	check_movement(posting.movement_type, line.quantity);
+
+	ta_frame_begin(&frame, InvalidOid);
+	ta_resolve_lines(nspid, &line, 1, TA_FOR_RECEIVING);
+	on_hand = add_units(nspid, &line, &posting);
+	ta_frame_end(&frame);
+	PG_RETURN_INT32(on_hand);
+}
+
+/*
+ * adjust_stock(store name, sku text, quantity_delta integer, warehouse text, movement text, note text)
+ *		Adds or removes units; returns the units on hand in that warehouse.
+ *
+ * Units that are reserved cannot be removed: TA002.
+ */
+PG_FUNCTION_INFO_V1(ta_adjust_stock);
+Datum
+ta_adjust_stock(PG_FUNCTION_ARGS)
+{
+	static const char *const names[] = {"store", "sku", "quantity_delta", "warehouse", "movement"};
+	TaPosting	posting = {.actor_isnull = true};
+	TaFrame		frame;
+	TaLine		line;
+	Oid			nspid;
+	int32		on_hand;
+
+	ta_require_arguments(fcinfo, names, lengthof(names));
+	nspid = ta_store_namespace(PG_GETARG_NAME(0));
+	line = one_line(fcinfo, 1, 2, 3);
+	if (line.quantity == 0 || line.quantity == PG_INT32_MIN)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 line.quantity == 0 ?
+				 errmsg("quantity must not be zero") : errmsg("quantity is out of range")));
+	posting.movement_type = optional_text(fcinfo, 4);
+	posting.note = optional_text(fcinfo, 5);
+	check_movement(posting.movement_type, line.quantity);
+
+	ta_frame_begin(&frame, InvalidOid);
+	ta_resolve_lines(nspid, &line, 1, TA_FOR_STOCKTAKING);
+	if (line.quantity > 0)
+		on_hand = add_units(nspid, &line, &posting);
+	else
+	{
+		Demand		demand;
+
+		line.quantity = -line.quantity;
+		secure_demand(nspid, &demand, &line, 1, TA_ERRCODE_INSUFFICIENT_STOCK);
+		remove_taken(nspid, &demand, &posting);
+		on_hand = units_on_hand(nspid, &line);
+	}
+	ta_frame_end(&frame);
+	PG_RETURN_INT32(on_hand);
+}
+
+/*
+ * transfer_stock(store name, sku text, quantity integer, from_warehouse text, to_warehouse text, note text)
+ *		Moves units between warehouses.
+ *
+ * Locks the rows of both in the lock order.  Reserved units stay: TA002.
+ */
+PG_FUNCTION_INFO_V1(ta_transfer_stock);
+Datum
+ta_transfer_stock(PG_FUNCTION_ARGS)
+{
+	static const char *const names[] = {"store", "sku", "quantity", "from_warehouse", "to_warehouse"};
+	TaPosting	posting = {.movement_type = "transfer", .actor_isnull = true};
+	TaFrame		frame;
+	TaLine		lines[2];
+	Demand		demand;
+	Oid			nspid;
+	Datum		values[4];
+	char		nulls[5] = "    ";
+
+	ta_require_arguments(fcinfo, names, lengthof(names));
+	nspid = ta_store_namespace(PG_GETARG_NAME(0));
+	lines[0] = one_line(fcinfo, 1, 2, 3);
+	lines[1] = one_line(fcinfo, 1, 2, 4);
+	require_positive(lines[0].quantity);
+	if (strcmp(lines[0].warehouse, lines[1].warehouse) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("cannot transfer stock from warehouse \"%s\" to itself", lines[0].warehouse)));
+	posting.note = optional_text(fcinfo, 5);
+
+	ta_frame_begin(&frame, InvalidOid);
+	ta_resolve_lines(nspid, lines, 2, TA_FOR_STOCKTAKING);
+
+	values[0] = UUIDPGetDatum(&lines[1].product_id);
+	values[1] = uuid_or_null(&lines[1].variant_id, &nulls[1]);
+	values[2] = UUIDPGetDatum(&lines[1].warehouse_id.value);
+	ta_execute(nspid, &make_stock_row, SPI_OK_INSERT, values, nulls);
+
+	/* the target's rows are locked with the source's, by a line that wants nothing */
+	lines[1].quantity = 0;
+	secure_demand(nspid, &demand, lines, 2, TA_ERRCODE_INSUFFICIENT_STOCK);
+	remove_taken(nspid, &demand, &posting);
+	lines[1].quantity = lines[0].quantity;
+	add_units(nspid, &lines[1], &posting);
+	ta_frame_end(&frame);
+	PG_RETURN_VOID();
+}
+
+/*
+ * available(store name, sku text, warehouse text) → bigint
+ *		Units that can be reserved now, in one warehouse or in all active ones.
+ *
+ * STABLE: reads the caller's snapshot and locks nothing.
+ */
+PG_FUNCTION_INFO_V1(ta_available);
+Datum
+ta_available(PG_FUNCTION_ARGS)
+{
+	static const char *const names[] = {"store", "sku"};
+	TaFrame		frame;
+	TaLine		line;
+	Oid			nspid;
+	Datum		values[4];
+	char		nulls[5] = "    ";
+	bool		isnull;
+	int64		units;
+
+	ta_require_arguments(fcinfo, names, lengthof(names));
+	nspid = ta_store_namespace(PG_GETARG_NAME(0));
+	line = one_line(fcinfo, 1, -1, 2);
+
+	ta_frame_begin(&frame, InvalidOid);
+	ta_resolve_lines(nspid, &line, 1, TA_FOR_STOCKTAKING);
+	values[0] = UUIDPGetDatum(&line.product_id);
+	values[1] = uuid_or_null(&line.variant_id, &nulls[1]);
+	values[2] = uuid_or_null(&line.warehouse_id, &nulls[2]);
+	values[3] = TimestampTzGetDatum(GetCurrentTimestamp());
+	ta_query(nspid, &available_units, values, nulls);
+	units = DatumGetInt64(ta_spi_value(0, 1, &isnull));
+	ta_frame_end(&frame);
+	PG_RETURN_INT64(units);
+}
+
+/* When a reservation made now for this long ends; 22023 where that is not later. */
+TimestampTz
+ta_reservation_end(Interval *ttl)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz end = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+															  TimestampTzGetDatum(now),
+															  IntervalPGetDatum(ttl)));
+
+	if (end <= now)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a reservation must last longer than zero")));
+	return end;
+}
+
+/*
+ * reserve_stock(store name, sku text, quantity integer, warehouse text, ttl interval, reference text) → uuid
+ *		Promises units for a time.
+ *
+ * Locks the stock rows that may serve it.  TA002 where there is too little,
+ * TA006 where the SKU is not for sale.
+ */
+PG_FUNCTION_INFO_V1(ta_reserve_stock);
+Datum
+ta_reserve_stock(PG_FUNCTION_ARGS)
+{
+	static const char *const names[] = {"store", "sku", "quantity"};
+	TaFrame		frame;
+	TaLine		line;
+	Oid			nspid;
+	TimestampTz end;
+	pg_uuid_t  *result = palloc(sizeof(pg_uuid_t));
+
+	ta_require_arguments(fcinfo, names, lengthof(names));
+	ta_require_argument(fcinfo, 4, "ttl");
+	nspid = ta_store_namespace(PG_GETARG_NAME(0));
+	line = one_line(fcinfo, 1, 2, 3);
+	require_positive(line.quantity);
+	end = ta_reservation_end(PG_GETARG_INTERVAL_P(4));
+
+	ta_frame_begin(&frame, InvalidOid);
+	ta_resolve_lines(nspid, &line, 1, TA_FOR_SALE);
+	*result = ta_inventory_reserve(nspid, &line, 1, NULL, optional_text(fcinfo, 5), end,
+								   TA_ERRCODE_INSUFFICIENT_STOCK);
+	ta_frame_end(&frame);
+	PG_RETURN_UUID_P(result);
+}
+
+/* What is known of a reservation whose row is locked. */
+typedef struct Reservation
+{
+	bool		active;			/* by its status */
+	TimestampTz expires_at;
+	char	   *status;
+	char	   *order_number;	/* NULL: not for an order */
+} Reservation;
+
+static Reservation
+lock_reservation_row(Oid nspid, const pg_uuid_t *id)
+{
+	Reservation result;
+	Datum		values[1];
+	bool		isnull;
+
+	values[0] = UUIDPGetDatum(id);
+	if (ta_execute(nspid, &lock_reservation, SPI_OK_SELECT, values, NULL) == 0)
+		ereport(ERROR,
+				(errcode(TA_ERRCODE_RECORD_NOT_FOUND),
+				 errmsg("reservation \"%s\" does not exist",
+						DatumGetCString(DirectFunctionCall1(uuid_out, values[0])))));
+	result.status = ta_spi_text(0, 2);
+	result.active = strcmp(result.status, "active") == 0;
+	result.expires_at = DatumGetTimestampTz(ta_spi_value(0, 3, &isnull));
+	result.order_number = ta_spi_text(0, 4);
+	return result;
+}
+
+static void pg_attribute_noreturn()
+raise_not_active(const Reservation *reservation)
+{
+	ereport(ERROR,
+			(errcode(TA_ERRCODE_RESERVATION_NOT_ACTIVE),
+			 errmsg("reservation is not active"),
+			 errdetail("It is %s.", reservation->active ? "expired" : reservation->status),
+			 errhint("Reserve the stock again.")));
+}
+
+static void
+set_status(Oid nspid, const pg_uuid_t *id, const char *status)
+{
+	Datum		values[2];
+
+	values[0] = UUIDPGetDatum(id);
+	values[1] = CStringGetTextDatum(status);
+	ta_execute(nspid, &close_reservation, SPI_OK_UPDATE, values, NULL);
+}
+
+/*
+ * extend_reservation(store name, reservation_id uuid, ttl interval) → timestamptz
+ *		Lets a reservation last at least so long from now; returns when it ends.
+ *
+ * Never shortens it.  Locks the reservation.  TA003 where it has ended, TA007
+ * where there is none.
+ */
+PG_FUNCTION_INFO_V1(ta_extend_reservation);
+Datum
+ta_extend_reservation(PG_FUNCTION_ARGS)
+{
+	static const char *const names[] = {"store", "reservation_id", "ttl"};
+	TaFrame		frame;
+	Oid			nspid;
+	Reservation reservation;
+	Datum		values[2];
+	TimestampTz end;
+	bool		isnull;
+
+	ta_require_arguments(fcinfo, names, lengthof(names));
+	nspid = ta_store_namespace(PG_GETARG_NAME(0));
+	end = ta_reservation_end(PG_GETARG_INTERVAL_P(2));
+
+	ta_frame_begin(&frame, InvalidOid);
+	reservation = lock_reservation_row(nspid, PG_GETARG_UUID_P(1));
+	if (!reservation.active || reservation.expires_at <= GetCurrentTimestamp())
+		raise_not_active(&reservation);
+	values[0] = PG_GETARG_DATUM(1);
+	values[1] = TimestampTzGetDatum(end);
+	ta_execute(nspid, &set_expiry, SPI_OK_UPDATE_RETURNING, values, NULL);
+	end = DatumGetTimestampTz(ta_spi_value(0, 1, &isnull));
+	ta_frame_end(&frame);
+	PG_RETURN_TIMESTAMPTZ(end);
+}
+
+/* An order's reservation follows the order's state, once it is being paid. */
+static void
+refuse_order_reservation(const Reservation *reservation)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("reservation belongs to order \"%s\"", reservation->order_number),
+			 errhint("Use transition_order: the order's state decides over its stock.")));
+}
+
+/*
+ * release_reservation(store name, reservation_id uuid) → boolean
+ *		Gives a reservation's units back; true if it was active until now.
+ *
+ * Locks the reservation, then its stock rows.  TA007 where there is none, 55000
+ * where it holds the stock of an order that is being paid or has been.
+ */
+PG_FUNCTION_INFO_V1(ta_release_reservation);
+Datum
+ta_release_reservation(PG_FUNCTION_ARGS)
+{
+	static const char *const names[] = {"store", "reservation_id"};
+	TaFrame		frame;
+	Oid			nspid;
+	pg_uuid_t  *id;
+	Reservation reservation;
+	bool		bound = false;
+
+	ta_require_arguments(fcinfo, names, lengthof(names));
+	nspid = ta_store_namespace(PG_GETARG_NAME(0));
+	id = PG_GETARG_UUID_P(1);
+
+	ta_frame_begin(&frame, InvalidOid);
+	reservation = lock_reservation_row(nspid, id);
+	if (reservation.active)
+	{
+		if (reservation.order_number != NULL && TIMESTAMP_NOT_FINITE(reservation.expires_at))
+			refuse_order_reservation(&reservation);
+		bound = reservation.expires_at > GetCurrentTimestamp();
+		set_status(nspid, id, bound ? "released" : "expired");
+		free_parts(nspid, id, 1);
+	}
+	ta_frame_end(&frame);
+	PG_RETURN_BOOL(bound);
+}
+
+/*
+ * commit_reservation(store name, reservation_id uuid, note text) → void
+ *		Turns a reservation into a sale.
+ *
+ * Locks the reservation, then its stock rows.  TA003 where it has ended, TA007
+ * where there is none, 55000 where it belongs to an order.
+ */
+PG_FUNCTION_INFO_V1(ta_commit_reservation);
+Datum
+ta_commit_reservation(PG_FUNCTION_ARGS)
+{
+	static const char *const names[] = {"store", "reservation_id"};
+	TaPosting	posting = {.movement_type = "sale", .actor_isnull = true};
+	TaFrame		frame;
+	Oid			nspid;
+	pg_uuid_t  *id;
+	Reservation reservation;
+
+	ta_require_arguments(fcinfo, names, lengthof(names));
+	nspid = ta_store_namespace(PG_GETARG_NAME(0));
+	id = PG_GETARG_UUID_P(1);
+	posting.note = optional_text(fcinfo, 2);
+
+	ta_frame_begin(&frame, InvalidOid);
+	reservation = lock_reservation_row(nspid, id);
+	if (!reservation.active || reservation.expires_at <= GetCurrentTimestamp())
+		raise_not_active(&reservation);
+	if (reservation.order_number != NULL)
+		refuse_order_reservation(&reservation);
+	set_status(nspid, id, "committed");
+	sell_parts(nspid, id, 1, &posting);
+	ta_frame_end(&frame);
+	PG_RETURN_VOID();
+}
+
+/*
+ * expire_reservations(store name, max_rows integer) → integer
+ *		Collects at most max_rows reservations that have expired, the oldest
+ *		first; returns how many.
+ *
+ * Skips what others have locked.  Locks the reservations, then their stock rows.
+ */
+PG_FUNCTION_INFO_V1(ta_expire_reservations);
+Datum
+ta_expire_reservations(PG_FUNCTION_ARGS)
+{
+	static const char *const names[] = {"store", "max_rows"};
+	TaFrame		frame;
+	Oid			nspid;
+	Datum		values[2];
+	pg_uuid_t  *ids;
+	int			count;
+
+	ta_require_arguments(fcinfo, names, lengthof(names));
+	nspid = ta_store_namespace(PG_GETARG_NAME(0));
+	if (PG_GETARG_INT32(1) <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("max_rows must be greater than zero")));
+
+	ta_frame_begin(&frame, InvalidOid);
+	values[0] = TimestampTzGetDatum(GetCurrentTimestamp());
+	values[1] = PG_GETARG_DATUM(1);
+	count = (int) ta_execute(nspid, &expire_oldest, SPI_OK_UPDATE_RETURNING, values, NULL);
+	ids = palloc(sizeof(pg_uuid_t) * Max(count, 1));
+	for (int i = 0; i < count; i++)
+		ids[i] = spi_uuid(i, 1);
+	free_parts(nspid, ids, count);
+	ta_frame_end(&frame);
+	PG_RETURN_INT32(count);
+}
