@@ -14,19 +14,20 @@ SET auto_explain.log_nested_statements = on;
 SET auto_explain.log_min_duration = 0;
 SET auto_explain.log_level = notice;
 SET client_min_messages = notice;
-\echo '-- place_order'
+SET auto_explain.log_timing = off;
+\warn '--- place_order'
 SELECT id FROM :store.place_order(md5('user1')::uuid,
     '[{"sku": "S10001", "quantity": 1}, {"sku": "S10002", "quantity": 2}, {"sku": "S10003", "quantity": 3},
       {"sku": "S10004", "quantity": 4}, {"sku": "S10005", "quantity": 5}]');
-\echo '-- transition_order: process_payment'
+\warn '--- transition_order: process_payment'
 SELECT :store.transition_order(o, 'process_payment') FROM calls WHERE n = 10;
-\echo '-- transition_order: payment_success'
+\warn '--- transition_order: payment_success'
 SELECT :store.transition_order(o, 'payment_success') FROM calls WHERE n = 10;
-\echo '-- transition_order: start_fulfillment'
+\warn '--- transition_order: start_fulfillment'
 SELECT :store.transition_order(o, 'start_fulfillment') FROM calls WHERE n = 10;
-\echo '-- transition_order: dispatch'
+\warn '--- transition_order: dispatch'
 SELECT :store.transition_order(o, 'dispatch') FROM calls WHERE n = 10;
-\echo '-- transition_order: deliver'
+\warn '--- transition_order: deliver'
 SELECT :store.transition_order(o, 'deliver') FROM calls WHERE n = 10;
-\echo '-- transition_order: complete'
+\warn '--- transition_order: complete'
 SELECT :store.transition_order(o, 'complete') FROM calls WHERE n = 10;
