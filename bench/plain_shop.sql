@@ -175,7 +175,7 @@ DECLARE
     v_product     uuid;
     v_again       boolean;
 BEGIN
-    PERFORM 1 FROM plain.users u WHERE u.id = p_user AND u.deleted_at IS NULL;
+    PERFORM 1 FROM plain.users u WHERE u.id = p_user AND u.deleted_at IS NULL AND u.status <> 'deleted';
     IF NOT FOUND THEN
         RAISE EXCEPTION 'user "%" does not exist', p_user USING ERRCODE = 'TA007';
     END IF;
@@ -201,7 +201,7 @@ BEGIN
             RAISE EXCEPTION 'quantity must be positive' USING ERRCODE = '22023';
         END IF;
         SELECT v_line.line_number, p.id, v.id, s.sku,
-               CASE WHEN v.id IS NULL THEN p.name ELSE v.name END,
+               CASE WHEN v.id IS NULL THEN p.name ELSE left(p.name || ', ' || v.name, 255) END,
                v_line.quantity, coalesce(v.price, p.price), v_line.warehouse
           INTO v_item
           FROM plain.skus s
@@ -393,6 +393,40 @@ BEGIN
     END IF;
 END $$;
 
+CREATE TYPE plain.return_line AS (
+    order_item_id uuid,
+    product_id    uuid,
+    variant_id    uuid,
+    quantity      integer,
+    amount        numeric
+);
+
+-- Writes a return: its header, its items, and the units back in stock.
+CREATE FUNCTION plain.write_return(
+    p_order uuid, p_lines plain.return_line[], p_note text, p_actor uuid
+) RETURNS uuid
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_back   plain.return_line;
+    v_amount numeric := 0;
+    v_return uuid;
+BEGIN
+    FOREACH v_back IN ARRAY p_lines LOOP
+        v_amount := v_amount + v_back.amount;
+    END LOOP;
+    INSERT INTO plain.order_returns (order_id, amount, note, actor)
+    VALUES (p_order, v_amount, p_note, p_actor)
+    RETURNING id INTO v_return;
+    FOR v_back IN
+        SELECT * FROM unnest(p_lines) b ORDER BY b.product_id, b.variant_id
+    LOOP
+        INSERT INTO plain.order_return_items (return_id, order_item_id, quantity, amount)
+        VALUES (v_return, v_back.order_item_id, v_back.quantity, v_back.amount);
+        PERFORM plain.restock(p_order, v_back.product_id, v_back.variant_id, v_back.quantity, p_note, p_actor);
+    END LOOP;
+    RETURN v_return;
+END $$;
+
 CREATE FUNCTION plain.transition_order(
     p_order uuid, p_event text, p_note text DEFAULT NULL, p_actor uuid DEFAULT NULL
 ) RETURNS plain.order_status
@@ -404,6 +438,8 @@ DECLARE
     v_reservation uuid;
     v_part        record;
     v_item        record;
+    v_back        plain.return_line;
+    v_backs       plain.return_line[] := '{}';
 BEGIN
     SELECT o.status INTO v_status FROM plain.orders o WHERE o.id = p_order FOR UPDATE;
     IF NOT FOUND THEN
@@ -435,19 +471,21 @@ BEGIN
 
     IF v_effect = 'restock' THEN
         FOR v_item IN
-            SELECT i.product_id, i.variant_id,
-                   sum(i.quantity - (SELECT coalesce(sum(r.quantity), 0)
-                                       FROM plain.order_return_items r WHERE r.order_item_id = i.id)) AS quantity
+            SELECT i.id, i.product_id, i.variant_id, i.quantity - r.quantity AS quantity,
+                   i.line_total - r.amount AS amount
               FROM plain.order_items i
+              CROSS JOIN LATERAL (SELECT coalesce(sum(x.quantity), 0) AS quantity,
+                                         coalesce(sum(x.amount), 0) AS amount
+                                    FROM plain.order_return_items x WHERE x.order_item_id = i.id) r
              WHERE i.order_id = p_order
-             GROUP BY i.product_id, i.variant_id
-             ORDER BY i.product_id, i.variant_id
+               AND i.quantity > r.quantity
         LOOP
-            IF v_item.quantity > 0 THEN
-                PERFORM plain.restock(p_order, v_item.product_id, v_item.variant_id,
-                                      v_item.quantity::integer, p_note, p_actor);
-            END IF;
+            v_back := (v_item.id, v_item.product_id, v_item.variant_id, v_item.quantity, v_item.amount);
+            v_backs := v_backs || v_back;
         END LOOP;
+        IF v_backs <> '{}' THEN
+            PERFORM plain.write_return(p_order, v_backs, p_note, p_actor);
+        END IF;
         RETURN v_to;
     END IF;
 
@@ -499,15 +537,8 @@ BEGIN
     RETURN v_to;
 END $$;
 
-CREATE TYPE plain.return_line AS (
-    order_item_id uuid,
-    product_id    uuid,
-    variant_id    uuid,
-    quantity      integer,
-    amount        numeric
-);
-
--- lines: [{"sku": ..., "quantity": ...}, ...]
+-- lines: [{"order_item_id": ..., "quantity": ...}, ...]; a "sku" or a
+-- "line_number" may stand for the item.
 CREATE FUNCTION plain.return_order_lines(
     p_order uuid, p_lines jsonb, p_note text DEFAULT NULL, p_actor uuid DEFAULT NULL
 ) RETURNS uuid
@@ -520,7 +551,6 @@ DECLARE
     v_backs  plain.return_line[] := '{}';
     v_left   integer;
     v_take   integer;
-    v_amount numeric := 0;
     v_return uuid;
 BEGIN
     SELECT o.status INTO v_status FROM plain.orders o WHERE o.id = p_order FOR UPDATE;
@@ -533,9 +563,11 @@ BEGIN
 
     -- which lines, and what they were bought for
     FOR v_line IN
-        SELECT l.sku, sum(l.quantity)::integer AS quantity, bool_and(l.quantity > 0) AS valid
-          FROM jsonb_to_recordset(p_lines) AS l (sku text, quantity integer)
-         GROUP BY l.sku
+        SELECT l.order_item_id, l.sku, l.line_number, sum(l.quantity)::integer AS quantity,
+               bool_and(l.quantity > 0) AS valid
+          FROM jsonb_to_recordset(p_lines)
+               AS l (order_item_id uuid, sku text, line_number integer, quantity integer)
+         GROUP BY l.order_item_id, l.sku, l.line_number
     LOOP
         IF v_line.valid IS NOT TRUE THEN
             RAISE EXCEPTION 'quantity must be positive' USING ERRCODE = '22023';
@@ -548,7 +580,10 @@ BEGIN
               CROSS JOIN LATERAL (SELECT coalesce(sum(x.quantity), 0) AS quantity,
                                          coalesce(sum(x.amount), 0) AS amount
                                     FROM plain.order_return_items x WHERE x.order_item_id = i.id) r
-             WHERE i.order_id = p_order AND i.sku = v_line.sku
+             WHERE i.order_id = p_order
+               AND (v_line.order_item_id IS NULL OR i.id = v_line.order_item_id)
+               AND (v_line.sku IS NULL OR i.sku = v_line.sku)
+               AND (v_line.line_number IS NULL OR i.line_number = v_line.line_number)
              ORDER BY i.line_number
         LOOP
             v_take := least(v_item.quantity - v_item.returned, v_left);
@@ -556,25 +591,15 @@ BEGIN
             v_back := (v_item.id, v_item.product_id, v_item.variant_id, v_take,
                        round(v_item.unit_price * (v_item.returned + v_take), 2) - v_item.refunded);
             v_backs := v_backs || v_back;
-            v_amount := v_amount + v_back.amount;
             v_left := v_left - v_take;
             EXIT WHEN v_left = 0;
         END LOOP;
         IF v_left > 0 THEN
-            RAISE EXCEPTION 'more of "%" is returned than was bought', v_line.sku USING ERRCODE = '22023';
+            RAISE EXCEPTION 'more is returned than was bought' USING ERRCODE = '22023';
         END IF;
     END LOOP;
 
-    INSERT INTO plain.order_returns (order_id, amount, note, actor)
-    VALUES (p_order, v_amount, p_note, p_actor)
-    RETURNING id INTO v_return;
-    FOR v_back IN
-        SELECT * FROM unnest(v_backs) b ORDER BY b.product_id, b.variant_id
-    LOOP
-        INSERT INTO plain.order_return_items (return_id, order_item_id, quantity, amount)
-        VALUES (v_return, v_back.order_item_id, v_back.quantity, v_back.amount);
-        PERFORM plain.restock(p_order, v_back.product_id, v_back.variant_id, v_back.quantity, p_note, p_actor);
-    END LOOP;
+    v_return := plain.write_return(p_order, v_backs, p_note, p_actor);
 
     IF v_status = 'delivered' THEN
         PERFORM 1
