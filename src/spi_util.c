@@ -17,7 +17,9 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_namespace.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
@@ -115,6 +117,40 @@ ta_store_namespace(Name store)
 				 errmsg("store \"%s\" does not exist", NameStr(*store)),
 				 errhint("The view techally.stores lists the stores. If the schema was renamed, run techally.adopt_store with its new name.")));
 	return nspid;
+}
+
+/*
+ * ta_namespace_owner
+ *		The role that owns a schema.
+ */
+Oid
+ta_namespace_owner(Oid nspid)
+{
+	HeapTuple	tuple = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(nspid));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for schema %u", nspid);
+	owner = ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+/*
+ * ta_relation_owner
+ *		The role that owns a table, for acting as it in the narrowest block.
+ */
+Oid
+ta_relation_owner(Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for relation %u", relid);
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return owner;
 }
 
 /*

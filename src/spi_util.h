@@ -41,6 +41,8 @@ typedef struct TaFrame
 extern void ta_spi_init(void);
 
 extern Oid	ta_store_namespace(Name store);
+extern Oid	ta_namespace_owner(Oid nspid);
+extern Oid	ta_relation_owner(Oid relid);
 
 extern void ta_frame_begin(TaFrame *frame, Oid act_as);
 extern void ta_frame_end(TaFrame *frame);
