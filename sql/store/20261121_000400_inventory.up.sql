@@ -153,3 +153,4 @@ COMMENT ON COLUMN stock_movements.note IS 'Remark';
 COMMENT ON COLUMN stock_movements.actor IS 'Who did it; NULL: nobody said';
 COMMENT ON COLUMN stock_movements.request_id IS 'The application''s request (app.request_id)';
 COMMENT ON COLUMN stock_movements.created_at IS 'When';
+COMMENT ON SEQUENCE stock_movements_id_seq IS 'Keys of stock_movements';

@@ -192,6 +192,20 @@ CREATE OR REPLACE TRIGGER techally_sku_update AFTER UPDATE ON product_variants
     FOR EACH ROW WHEN (OLD.sku IS DISTINCT FROM NEW.sku OR OLD.product_id IS DISTINCT FROM NEW.product_id)
     EXECUTE FUNCTION techally.update_sku();
 
+-- and those of rows that were written while there was no guard (adopt_store);
+-- the triggers' locks keep others from adding more until we commit
+DELETE FROM skus s
+ WHERE NOT EXISTS (SELECT FROM products p WHERE s.variant_id IS NULL AND p.id = s.product_id AND p.sku = s.sku)
+   AND NOT EXISTS (SELECT FROM product_variants v WHERE v.id = s.variant_id AND v.product_id = s.product_id AND v.sku = s.sku);
+INSERT INTO skus (sku, product_id, variant_id)
+SELECT r.sku, r.product_id, r.variant_id
+  FROM (SELECT p.sku, p.id AS product_id, NULL::uuid AS variant_id FROM products p
+        UNION ALL
+        SELECT v.sku, v.product_id, v.id FROM product_variants v) r
+ WHERE NOT EXISTS (SELECT FROM skus s
+                    WHERE s.sku = r.sku AND s.product_id = r.product_id
+                      AND s.variant_id IS NOT DISTINCT FROM r.variant_id);
+
 CREATE OR REPLACE TRIGGER techally_read_only INSTEAD OF INSERT OR UPDATE OR DELETE ON inventory
     FOR EACH ROW EXECUTE FUNCTION techally.refuse_inventory_write();
 
