@@ -114,7 +114,7 @@ static const TaStatement resolve_skus = {
 	"                   WHERE c.product_id = k.product_id AND c.deleted_at IS NULL) THEN 'has variants'"
 	"            WHEN NOT p.is_active OR NOT v.is_active THEN 'inactive'"
 	"            WHEN NOT p.is_published THEN 'not published' END"
-	"  FROM pg_catalog.unnest($1, $2) WITH ORDINALITY AS d(sku, warehouse, n)"
+	"  FROM unnest($1, $2) WITH ORDINALITY AS d(sku, warehouse, n)"
 	"  LEFT JOIN @store@.skus k ON k.sku = d.sku"
 	"  LEFT JOIN @store@.products p ON p.id = k.product_id"
 	"  LEFT JOIN @store@.product_variants v ON v.id = k.variant_id"
@@ -124,7 +124,7 @@ static const TaStatement resolve_skus = {
 
 static const TaStatement lock_candidates = {
 	"SELECT d.n::pg_catalog.int4, s.id, s.quantity_on_hand - s.quantity_reserved, w.priority, w.code"
-	"  FROM pg_catalog.unnest($1, $2, $3) WITH ORDINALITY AS d(product_id, variant_id, warehouse_id, n)"
+	"  FROM unnest($1, $2, $3) WITH ORDINALITY AS d(product_id, variant_id, warehouse_id, n)"
 	"  JOIN @store@.inventory_stock s"
 	"    ON s.product_id = d.product_id AND s.variant_id IS NOT DISTINCT FROM d.variant_id"
 	"   AND (d.warehouse_id IS NULL OR s.warehouse_id = d.warehouse_id)"
@@ -172,7 +172,7 @@ static const TaStatement write_reservation = {
 	"  VALUES ($1, $2, $3, $4, $5)),"
 	" stock AS ("
 	"  UPDATE @store@.inventory_stock s SET quantity_reserved = s.quantity_reserved + d.quantity"
-	"    FROM pg_catalog.unnest($6, $7) AS d(id, quantity) WHERE s.id = d.id"
+	"    FROM unnest($6, $7) AS d(id, quantity) WHERE s.id = d.id"
 	"  RETURNING s.id, d.quantity)"
 	" INSERT INTO @store@.stock_reservation_parts (reservation_id, stock_id, quantity)"
 	" SELECT $1, stock.id, stock.quantity FROM stock",
@@ -231,7 +231,7 @@ static const TaStatement lock_parts = {
 
 static const TaStatement free_units = {
 	"UPDATE @store@.inventory_stock s SET quantity_reserved = s.quantity_reserved - d.quantity"
-	"  FROM pg_catalog.unnest($1, $2) AS d(id, quantity) WHERE s.id = d.id",
+	"  FROM unnest($1, $2) AS d(id, quantity) WHERE s.id = d.id",
 	2, {UUIDARRAYOID, INT4ARRAYOID}
 };
 
@@ -241,11 +241,11 @@ static const TaStatement post_movements = {
 	"  UPDATE @store@.inventory_stock s"
 	"     SET quantity_on_hand = s.quantity_on_hand + d.on_hand,"
 	"         quantity_reserved = s.quantity_reserved + d.reserved"
-	"    FROM pg_catalog.unnest($1, $2, $3) AS d(id, on_hand, reserved) WHERE s.id = d.id)"
+	"    FROM unnest($1, $2, $3) AS d(id, on_hand, reserved) WHERE s.id = d.id)"
 	" INSERT INTO @store@.stock_movements"
 	"   (stock_id, quantity, order_id, reservation_id, movement_type, note, actor, request_id)"
 	" SELECT m.stock_id, m.quantity, m.order_id, m.reservation_id, $8, $9, $10, $11"
-	"   FROM pg_catalog.unnest($4, $5, $6, $7) AS m(stock_id, quantity, order_id, reservation_id)",
+	"   FROM unnest($4, $5, $6, $7) AS m(stock_id, quantity, order_id, reservation_id)",
 	11, {UUIDARRAYOID, INT4ARRAYOID, INT4ARRAYOID,
 		UUIDARRAYOID, INT4ARRAYOID, UUIDARRAYOID, UUIDARRAYOID,
 	TEXTOID, TEXTOID, UUIDOID, TEXTOID}
@@ -452,8 +452,9 @@ ta_resolve_lines(Oid nspid, TaLine *lines, int nlines, TaPurpose purpose)
 		}
 		ereport(ERROR,
 				(errcode(TA_ERRCODE_UNKNOWN_SKU),
-				 purpose == TA_FOR_SALE ?
-				 errmsg("SKU is not for sale") : errmsg("SKU does not exist"),
+				 purpose == TA_FOR_SALE ? errmsg("SKU is not for sale") :
+				 purpose == TA_FOR_RECEIVING ? errmsg("SKU cannot have stock") :
+				 errmsg("SKU does not exist"),
 				 errdetail("%s.", detail.data),
 				 purpose == TA_FOR_SALE ?
 				 errhint("A product is for sale when it is active, published, not deleted and has no variants; otherwise sell one of its variants.") : 0));
@@ -747,7 +748,7 @@ raise_shortage(Demand *demand, int sqlstate)
 					wanted += sorted[j]->quantity;
 				}
 			}
-			if (counted)
+			if (counted || wanted == 0)
 				continue;
 			for (int c = group->first_candidate; c < group->first_candidate + group->ncandidates; c++)
 				there += demand->candidates[c].row->available;

@@ -142,7 +142,7 @@ static const TaStatement insert_items = {
 	"INSERT INTO @store@.order_items"
 	"   (order_id, line_number, product_id, variant_id, sku, name, quantity, unit_price)"
 	" SELECT $1, d.n, d.product_id, d.variant_id, d.sku, d.name, d.quantity, d.unit_price"
-	"   FROM pg_catalog.unnest($2, $3, $4, $5, $6, $7) WITH ORDINALITY"
+	"   FROM unnest($2, $3, $4, $5, $6, $7) WITH ORDINALITY"
 	"     AS d(product_id, variant_id, sku, name, quantity, unit_price, n)",
 	7, {UUIDOID, UUIDARRAYOID, UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT4ARRAYOID, NUMERICARRAYOID}
 };
@@ -150,7 +150,7 @@ static const TaStatement insert_items = {
 static const TaStatement insert_charges = {
 	"INSERT INTO @store@.order_charges (order_id, code, description, amount)"
 	" SELECT $1, d.code, d.description, d.amount"
-	"   FROM pg_catalog.unnest($2, $3, $4) AS d(code, description, amount)",
+	"   FROM unnest($2, $3, $4) AS d(code, description, amount)",
 	4, {UUIDOID, TEXTARRAYOID, TEXTARRAYOID, NUMERICARRAYOID}
 };
 
@@ -190,10 +190,10 @@ static const TaStatement read_items = {
 static const TaStatement insert_return = {
 	"WITH header AS ("
 	"  INSERT INTO @store@.order_returns (id, order_id, amount, note, actor)"
-	"  SELECT $1, $2, sum(a), $6, $7 FROM pg_catalog.unnest($5) AS a)"
+	"  SELECT $1, $2, sum(a), $6, $7 FROM unnest($5) AS a)"
 	" INSERT INTO @store@.order_return_items (return_id, order_item_id, quantity, amount)"
 	" SELECT $1, d.item_id, d.quantity, d.amount"
-	"   FROM pg_catalog.unnest($3, $4, $5) AS d(item_id, quantity, amount)",
+	"   FROM unnest($3, $4, $5) AS d(item_id, quantity, amount)",
 	7, {UUIDOID, UUIDOID, UUIDARRAYOID, INT4ARRAYOID, NUMERICARRAYOID, TEXTOID, UUIDOID}
 };
 
@@ -279,10 +279,18 @@ fetch_members(JsonbContainer *object, const char *argument, int n,
 				known = value.val.string.len == (int) strlen(names[i]) &&
 					strncmp(value.val.string.val, names[i], value.val.string.len) == 0;
 			if (!known)
+			{
+				StringInfoData known_names;
+
+				initStringInfo(&known_names);
+				for (int i = 0; i < nnames; i++)
+					appendStringInfo(&known_names, "%s%s", i == 0 ? "" : ", ", names[i]);
 				ereport(ERROR,
 						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						 errmsg("%s[%d] has an unknown member \"%.*s\"", argument, n,
-								value.val.string.len, value.val.string.val)));
+								value.val.string.len, value.val.string.val),
+						 errhint("Members are: %s.", known_names.data)));
+			}
 		}
 	}
 

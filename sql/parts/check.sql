@@ -121,7 +121,8 @@ SELECT 'order_sale', o.order_number,
   FULL JOIN order_movements m ON m.order_id = i.order_id AND m.product_id = i.product_id
                              AND coalesce(m.variant_id, m.product_id) = coalesce(i.variant_id, i.product_id)
   JOIN @store@.orders o ON o.id = coalesce(i.order_id, m.order_id)
- WHERE coalesce(m.sold, 0) <>
+ WHERE EXISTS (SELECT 1 FROM effects)    -- without a machine nothing says what should be sold
+   AND coalesce(m.sold, 0) <>
        CASE WHEN EXISTS (SELECT 1 FROM posted p WHERE p.order_id = o.id AND p.effect = 'sale')
             THEN coalesce(i.quantity, 0) ELSE 0 END
 UNION ALL
