@@ -89,6 +89,8 @@ plain_tables() {
 		echo "SET search_path = $schema, pg_temp;"
 		sed -e "s/@store@/$schema/g" -e "s/@store_literal@/'$schema'/g" -e "s/@machine@/'techally'/g" "$file"
 	done
+	# attach_machine does this for a store
+	echo "ALTER TABLE orders ALTER COLUMN status SET DEFAULT 'pending';"
 	echo "RESET search_path;"
 }
 
