@@ -1,79 +1,40 @@
-# Functions that the scripts of bench/ share: a private throw-away cluster, the
-# stores in it, timed rounds, and the file of results.  To be sourced.
+# Shared by the scripts of bench/; sourced by bash, not run.
+#
+# They stand on scripts/lib.sh, which builds and installs into a private copy
+# of the server and starts a throw-away cluster there.  Here are the settings
+# of that cluster, the shops in it, timed rounds, and how they are recorded.
 
-bench_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-top=$(dirname "$bench_dir")
+bench_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+. "$bench_dir/../scripts/lib.sh"
 
-: "${PG_CONFIG:=pg_config}"
-: "${BENCH_PORT:=6405}"
-
-die() { echo "${0##*/}: $*" >&2; exit 1; }
-say() { echo "$*" >&2; }
+say() { printf '%s\n' "$*" >&2; }
 
 # --- the cluster --------------------------------------------------------------
 
-# Everything below runs as $bench_user: initdb refuses root.
-as_server() {
-	if [ "$(id -u)" = 0 ]; then
-		runuser -u "$bench_user" -- "$@"
-	else
-		"$@"
-	fi
-}
+# No checkpoint and no autovacuum falls into a round: both are done between
+# rounds.  These stand in the file of results, too.
+bench_settings=(
+	"shared_buffers = 1GB"
+	"synchronous_commit = off"
+	"fsync = on"
+	"wal_level = replica"
+	"max_wal_size = 64GB"
+	"min_wal_size = 2GB"
+	"checkpoint_timeout = 1d"
+	"autovacuum = off"
+	"max_connections = 200"
+)
 
-# Settings of the server, in the file of results as well.  No checkpoint and no
-# autovacuum falls into a round: both are done between rounds.
-bench_settings="
-shared_buffers = 1GB
-synchronous_commit = off
-fsync = on
-wal_level = replica
-max_wal_size = 64GB
-min_wal_size = 2GB
-checkpoint_timeout = 1d
-autovacuum = off
-max_connections = 200
-"
-
-cluster_start() {
-	bindir=$("$PG_CONFIG" --bindir) || die "no pg_config: set PG_CONFIG"
-	[ -x "$bindir/initdb" ] || die "no PostgreSQL server in $bindir: set PG_CONFIG"
-	[ -x "$bindir/pgbench" ] || die "no pgbench in $bindir"
-	bench_user=$(id -un)
-	if [ "$bench_user" = root ]; then
-		bench_user=postgres
-		id "$bench_user" >/dev/null 2>&1 || bench_user=nobody
-	fi
-	work=$(mktemp -d "${TMPDIR:-/tmp}/techally-bench.XXXXXX")
-	chmod 711 "$work"
-	trap cluster_stop EXIT
-	trap 'exit 130' INT
-	trap 'exit 143' TERM
-	[ "$(id -u)" != 0 ] || chown "$bench_user" "$work"
-	as_server "$bindir/initdb" -D "$work/data" -A trust -U bench -E UTF8 --locale=C >"$work/initdb.log" 2>&1 ||
-		{ cat "$work/initdb.log" >&2; die "initdb failed"; }
-	as_server sh -c 'cat >>"$1"' sh "$work/data/postgresql.conf" <<-CONF
-		listen_addresses = ''
-		unix_socket_directories = '$work'
-		port = $BENCH_PORT
-		$(echo "$bench_settings" "${BENCH_SETTINGS:-}" | sed 's/^\t*//')
-	CONF
-	as_server "$bindir/pg_ctl" -D "$work/data" -l "$work/log" -w start >/dev/null ||
-		{ cat "$work/log" >&2; die "the server did not start"; }
-	export PGHOST=$work PGPORT=$BENCH_PORT PGUSER=bench PGDATABASE=bench PGOPTIONS='-c client_min_messages=warning'
-	unset PGPASSWORD PGSERVICE
-	PGDATABASE=postgres sql -c 'CREATE DATABASE bench'
-}
-
-cluster_stop() {
-	trap - EXIT INT TERM
-	[ -z "${work:-}" ] && return
-	[ -f "$work/data/postmaster.pid" ] && as_server "$bindir/pg_ctl" -D "$work/data" -m immediate stop >/dev/null
-	rm -rf "$work"
+# bench_start [--without-engine]: builds, installs and starts.
+bench_start() {
+	[ "${1:-}" = --without-engine ] || ta_build || ta_die "techally does not build"
+	ta_start "${bench_settings[@]}" || ta_die "the server does not start"
+	work=$TA_DIR/tmp
+	export PGOPTIONS='-c client_min_messages=warning'
 }
 
 # psql that stops at the first error
-sql() { "$bindir/psql" -X -q -A -t -v ON_ERROR_STOP=1 "$@"; }
+sql() { psql -X -q -A -t -v ON_ERROR_STOP=1 "$@"; }
 
 # --- the stores ---------------------------------------------------------------
 
@@ -82,7 +43,7 @@ sql() { "$bindir/psql" -X -q -A -t -v ON_ERROR_STOP=1 "$@"; }
 plain_tables() {
 	local schema=$1 file
 	echo "CREATE SCHEMA $schema;"
-	for file in "$top"/sql/store/*.up.sql; do
+	for file in "$ta_top"/sql/store/*.up.sql; do
 		case $file in *_api.up.sql) continue ;; esac
 		# what calls the engine is a guard, too
 		grep -q 'techally\.' "$file" && continue
@@ -126,7 +87,7 @@ script_for() {
 # fails the round: a rate with errors in it is none.
 rate() {
 	local log=$work/pgbench.log
-	"$bindir/pgbench" -n -M prepared -c "$clients" -j "$threads" -D clients="$clients" -D skus="$skus" -D users="$users" \
+	pgbench -n -M prepared -c "$clients" -j "$threads" -D clients="$clients" -D skus="$skus" -D users="$users" \
 		"$@" >"$log" 2>&1 || { cat "$log" >&2; return 1; }
 	grep -q 'number of failed transactions: 0 ' "$log" || { cat "$log" >&2; return 1; }
 	awk '/^tps = / { printf "%.1f\n", $3 }' "$log"
@@ -148,7 +109,7 @@ same_tables() {
 	for store in $(stores); do
 		sql -v store="$store" -f "$bench_dir/catalog.sql" | sed "s/\\b$store\\./@store@./g" >"$work/catalog.$store"
 		[ -n "$first" ] || first=$store
-		diff "$work/catalog.$first" "$work/catalog.$store" >&2 || die "the tables of $first and $store differ"
+		diff "$work/catalog.$first" "$work/catalog.$store" >&2 || ta_die "the tables of $first and $store differ"
 	done
 }
 
