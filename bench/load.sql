@@ -27,3 +27,8 @@ SELECT md5('stock ' || w.code || n)::uuid,
   FROM generate_series(1, :skus) n CROSS JOIN :store.warehouses w;
 INSERT INTO :store.stock_movements (stock_id, movement_type, quantity)
 SELECT id, 'purchase', quantity_on_hand FROM :store.inventory_stock;
+
+-- Only what has rows: an empty table that was analyzed is planned for as empty,
+-- and a session would keep reading it whole while it fills.
+ANALYZE :store.users, :store.products, :store.product_variants, :store.skus, :store.warehouses,
+    :store.inventory_stock, :store.stock_movements;

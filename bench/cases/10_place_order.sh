@@ -11,7 +11,6 @@ case_prepare() {
 	done
 	same_tables
 	# so that no round starts with empty tables
-	quiesce
 	case_seconds=2
 	for side in $case_sides; do case_round "$side" 0 >/dev/null; done
 	case_seconds=$seconds

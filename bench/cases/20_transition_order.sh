@@ -20,7 +20,6 @@ case_prepare() {
 
 case_before_round() {
 	local store
-	quiesce
 	for store in $(stores); do
 		sql -c "TRUNCATE pool_$store RESTART IDENTITY"
 		rate -t $((walks / clients)) -f "$(script_for pool.pgbench $store)" >/dev/null
