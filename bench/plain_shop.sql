@@ -152,17 +152,20 @@ CREATE TYPE plain.order_line AS (
     warehouse   text
 );
 
--- The work of place_order and import_order.
-CREATE FUNCTION plain.write_order(
-    p_user uuid, p_lines jsonb, p_shipping_address jsonb, p_billing_address jsonb, p_currency text,
-    p_key text, p_payload jsonb, p_expires_at timestamptz, p_placed_at timestamptz,
-    p_order_number text, p_charges jsonb, p_actor uuid, p_own_prices boolean
+-- The arguments from p_placed_at on are import_order's.
+CREATE FUNCTION plain.place_order(
+    p_user uuid, p_lines jsonb, p_shipping_address jsonb DEFAULT NULL, p_billing_address jsonb DEFAULT NULL,
+    p_currency text DEFAULT 'USD', p_coupon_code text DEFAULT NULL, p_key text DEFAULT NULL,
+    p_reserve_for interval DEFAULT '15 minutes', p_actor uuid DEFAULT NULL,
+    p_placed_at timestamptz DEFAULT now(), p_order_number text DEFAULT NULL, p_charges jsonb DEFAULT NULL,
+    p_own_prices boolean DEFAULT false
 ) RETURNS plain.orders
 LANGUAGE plpgsql AS $$
 DECLARE
     v_line        record;
     v_item        plain.order_line;
     v_items       plain.order_line[] := '{}';
+    v_payload     jsonb;
     v_subtotal    numeric := 0;
     v_charges     numeric := 0;
     v_units       bigint := 0;
@@ -181,9 +184,12 @@ BEGIN
     END IF;
 
     IF p_key IS NOT NULL THEN
+        v_payload := jsonb_build_object('lines', p_lines, 'shipping_address', p_shipping_address,
+                                        'billing_address', p_billing_address, 'currency', p_currency,
+                                        'coupon_code', p_coupon_code, 'reserve_for', p_reserve_for);
         SELECT * INTO v_order FROM plain.orders o WHERE o.user_id = p_user AND o.idempotency_key = p_key;
         IF FOUND THEN
-            IF v_order.idempotency_payload IS DISTINCT FROM p_payload THEN
+            IF v_order.idempotency_payload IS DISTINCT FROM v_payload THEN
                 RAISE EXCEPTION 'idempotency key "%" was used for another order', p_key USING ERRCODE = 'TA004';
             END IF;
             RETURN v_order;
@@ -243,7 +249,7 @@ BEGIN
     VALUES (coalesce(p_order_number,
                      to_char(p_placed_at, 'YYYYMMDD-') || lpad(nextval('plain.order_number_seq')::text, 8, '0')),
             p_user, 'pending', v_subtotal, v_charges, v_subtotal + v_charges, p_currency,
-            p_shipping_address, p_billing_address, p_key, p_payload, p_placed_at)
+            p_shipping_address, p_billing_address, p_key, v_payload, p_placed_at)
     RETURNING * INTO v_order;
 
     IF p_charges IS NOT NULL THEN
@@ -258,7 +264,7 @@ BEGIN
 
     IF v_units > 0 THEN
         INSERT INTO plain.stock_reservations (order_id, quantity, expires_at)
-        VALUES (v_order.id, v_units, p_expires_at)
+        VALUES (v_order.id, v_units, clock_timestamp() + p_reserve_for)
         RETURNING id INTO v_reservation;
     END IF;
 
@@ -331,33 +337,14 @@ BEGIN
     RETURN v_order;
 END $$;
 
-CREATE FUNCTION plain.place_order(
-    p_user uuid, p_lines jsonb, p_shipping_address jsonb DEFAULT NULL, p_billing_address jsonb DEFAULT NULL,
-    p_currency text DEFAULT 'USD', p_coupon_code text DEFAULT NULL, p_key text DEFAULT NULL,
-    p_reserve_for interval DEFAULT '15 minutes', p_actor uuid DEFAULT NULL
-) RETURNS plain.orders
-LANGUAGE plpgsql AS $$
-BEGIN
-    RETURN plain.write_order(
-        p_user, p_lines, p_shipping_address, p_billing_address, p_currency, p_key,
-        CASE WHEN p_key IS NOT NULL
-             THEN jsonb_build_object('lines', p_lines, 'shipping_address', p_shipping_address,
-                                     'billing_address', p_billing_address, 'currency', p_currency,
-                                     'coupon_code', p_coupon_code, 'reserve_for', p_reserve_for)
-        END,
-        clock_timestamp() + p_reserve_for, now(), NULL, NULL, p_actor, false);
-END $$;
-
 CREATE FUNCTION plain.import_order(
     p_user uuid, p_lines jsonb, p_placed_at timestamptz, p_order_number text DEFAULT NULL,
     p_currency text DEFAULT 'USD', p_charges jsonb DEFAULT '[]', p_actor uuid DEFAULT NULL
 ) RETURNS plain.orders
 LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN plain.write_order(
-        p_user, p_lines, NULL, NULL, p_currency, NULL, NULL,
-        clock_timestamp() + interval '15 minutes', p_placed_at, p_order_number,
-        nullif(p_charges, '[]'), p_actor, true);
+    RETURN plain.place_order(p_user, p_lines, NULL, NULL, p_currency, NULL, NULL, interval '1 hour', p_actor,
+                             p_placed_at, p_order_number, nullif(p_charges, '[]'), true);
 END $$;
 
 -- Puts units of an order back where they were taken from.
