@@ -6,7 +6,7 @@
  * Plans are prepared once for each store and statement and kept for the life
  * of the backend.  They are always generic: the statements are written so
  * that one plan serves every argument, and planning again would cost more
- * than the execution.  A plan names its store's schema in its text, so a
+ * than the execution.  They go by index (see plan_by_index).  A plan names its store's schema in its text, so a
  * schema that is renamed makes its plans stale: a syscache callback marks
  * them and the next use prepares them again.
  *
@@ -23,11 +23,14 @@
 #include "catalog/pg_namespace.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "optimizer/cost.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/plancache.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
@@ -269,13 +272,52 @@ plan_of(Oid nspid, const TaStatement *statement)
 	return plan;
 }
 
+/*
+ * Plans a statement, where its plan is missing or stale, for what all of ours
+ * are: look-ups of a few rows by index.  The generic plan knows nothing of the
+ * tables' future: made while they are empty it would read them whole, and made
+ * for a few rows it prefers bitmaps, whose start costs more than the rows.
+ * The settings hold while our statement is planned and not while it runs, so
+ * that what its triggers plan is left alone.
+ */
+static void
+plan_by_index(SPIPlanPtr plan)
+{
+	CachedPlanSource *source = linitial(SPI_plan_get_plan_sources(plan));
+	bool		saved[] = {enable_seqscan, enable_bitmapscan, enable_hashjoin, enable_mergejoin, enable_material};
+
+	if (source->is_valid && source->gplan != NULL && source->gplan->is_valid)
+		return;
+
+	PG_TRY();
+	{
+		CachedPlan *cached;
+
+		enable_seqscan = enable_bitmapscan = enable_hashjoin = enable_mergejoin = enable_material = false;
+		cached = SPI_plan_get_cached_plan(plan);
+		if (cached != NULL)
+			ReleaseCachedPlan(cached, CurrentResourceOwner);
+	}
+	PG_FINALLY();
+	{
+		enable_seqscan = saved[0];
+		enable_bitmapscan = saved[1];
+		enable_hashjoin = saved[2];
+		enable_mergejoin = saved[3];
+		enable_material = saved[4];
+	}
+	PG_END_TRY();
+}
+
 static uint64
 run_plan(Oid nspid, const TaStatement *statement, int expected,
 		 Datum *values, const char *nulls, bool read_only)
 {
+	SPIPlanPtr	plan = plan_of(nspid, statement);
 	int			rc;
 
-	rc = SPI_execute_plan(plan_of(nspid, statement), values, nulls, read_only, 0);
+	plan_by_index(plan);
+	rc = SPI_execute_plan(plan, values, nulls, read_only, 0);
 	if (rc != expected)
 		elog(ERROR, "unexpected SPI result %s from: %s",
 			 SPI_result_code_string(rc), statement->sql);
