@@ -240,32 +240,42 @@ ta_copy_server() {
 	PG_CONFIG=$server$bindir/pg_config
 }
 
-# Stops what still runs in our directory: the process group that we started,
-# and servers, which leave it for sessions of their own.
+# The processes that we started and what they started: they run a program of
+# our directory, or were born with its name in their environment.
+ta_ours() {
+	local process
+	for process in /proc/[0-9]*; do
+		if [[ $(readlink "$process/exe" 2>/dev/null) == "$ta_dir"/* ]] ||
+			grep -qzxF "TA_DIR=$ta_dir" "$process/environ" 2>/dev/null; then
+			echo "${process#/proc/}"
+		fi
+	done
+}
+
+# Ends what still runs.  A server that is starting up when it is told to end
+# leaves its shared memory behind, so take note of that first, while nothing
+# moves.
 ta_stop_all() {
-	local file pid round
-	if [ -n "$ta_child" ]; then
-		kill -TERM -- "-$ta_child" 2>/dev/null || true
-		for round in 1 2 3 4 5 6 7 8 9 10; do
-			kill -0 -- "-$ta_child" 2>/dev/null || break
-			sleep 0.3
-		done
-		kill -KILL -- "-$ta_child" 2>/dev/null || true
-		wait "$ta_child" 2>/dev/null || true
-	fi
-	for round in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-		local running=
-		while IFS= read -r file; do
-			pid=$(head -n 1 "$file" 2>/dev/null) || continue
-			[ -n "$pid" ] && kill -0 "$pid" 2>/dev/null || continue
-			# a stale file may name a process that is not ours
-			[ ! -d /proc/self ] || [ "$(readlink "/proc/$pid/cwd")" = "$(dirname "$file")" ] || continue
-			running=yes
-			if [ "$round" -lt 15 ]; then kill -QUIT "$pid" 2>/dev/null || true
-			else kill -KILL "$pid" 2>/dev/null || true; fi
-		done < <(find "$ta_dir" -name postmaster.pid 2>/dev/null)
-		[ -n "$running" ] || break
+	local pid segments signal
+	[ -n "$(ta_ours)" ] || return 0
+	kill -STOP -- "-$ta_child" 2>/dev/null || true
+	segments=$(for pid in $(ta_ours); do
+		# posix segments by name, those of System V by the number in the column of the inode
+		awk '$6 ~ "^/dev/shm/PostgreSQL" { print $6 } $6 ~ "^/SYSV" { print $5 }' "/proc/$pid/maps" 2>/dev/null
+	done | sort -u)
+	kill -TERM -- "-$ta_child" 2>/dev/null || true
+	kill -CONT -- "-$ta_child" 2>/dev/null || true
+	for signal in 0 0 0 0 0 QUIT 0 0 0 0 0 0 0 0 0 0 KILL 0 0 KILL 0 0; do
+		pid=$(ta_ours)
+		[ -n "$pid" ] || break
+		kill "-$signal" $pid 2>/dev/null || true
 		sleep 0.3
+	done
+	for pid in $segments; do
+		case "$pid" in
+			/*) rm -f "$pid" ;;
+			*) ipcrm -m "$pid" 2>/dev/null || true ;;
+		esac
 	done
 }
 
@@ -318,15 +328,19 @@ ta_build() {
 		{ cat "$TA_DIR/build.log"; return 1; }
 }
 
+# In a session of its own, so that it ends by itself when we are interrupted:
+# killed, it would leave shared memory behind.
+ta_initdb() {
+	setsid --wait initdb -D "$TA_DIR/data" -U postgres -A trust -E UTF8 --no-sync "$@" >"$TA_DIR/initdb.log" 2>&1
+}
+
 # ta_start [SETTING=VALUE ...]
 # Starts the cluster and points libpq's environment at it.
 ta_start() {
-	local setting options=
+	local setting
 	export PGHOST=$TA_DIR PGPORT=5432 PGUSER=postgres PGDATABASE=postgres
-	initdb -D "$TA_DIR/data" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync >"$TA_DIR/initdb.log" 2>&1 || {
-		rm -rf "$TA_DIR/data"
-		initdb -D "$TA_DIR/data" -U postgres -A trust -E UTF8 --locale=C --no-sync >"$TA_DIR/initdb.log" 2>&1
-	} || { cat "$TA_DIR/initdb.log"; return 1; }
+	ta_initdb --locale=C.UTF-8 || { rm -rf "$TA_DIR/data" && ta_initdb --locale=C; } ||
+		{ cat "$TA_DIR/initdb.log"; return 1; }
 	for setting in "listen_addresses=''" "unix_socket_directories='$TA_DIR'" "port=$PGPORT" "$@"; do
 		printf '%s\n' "$setting" >>"$TA_DIR/data/postgresql.conf"
 	done
