@@ -32,6 +32,10 @@ PROVE_TESTS := $(sort $(wildcard test/t/*.pl))
 PG_CFLAGS += -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers
 EXTRA_CLEAN = src/*.d src/*.bc $(DATA_built)
 
+# These goals need no server.
+plain_goals = check-meta format check-format dist
+ifneq ($(filter-out $(plain_goals),$(or $(MAKECMDGOALS),all)),)
+
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 ifeq ($(wildcard $(PGXS)),)
@@ -101,6 +105,13 @@ ifneq ($(PROVE_TESTS),)
 	$(prove_installcheck)
 endif
 
+bench:
+	PG_CONFIG='$(PG_CONFIG)' bench/run $(BENCH_OPTS)
+
+.PHONY: install-store uninstall-store prove prove-pgtap prove-tap bench
+
+endif	# goals that need a server
+
 check-meta:
 	scripts/check-meta
 
@@ -113,12 +124,8 @@ format:
 check-format:
 	$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
 
-bench:
-	PG_CONFIG='$(PG_CONFIG)' bench/run $(BENCH_OPTS)
-
 dist:
 	git archive --format=zip --prefix=$(EXTENSION)-$(EXTVERSION)/ \
 		-o $(EXTENSION)-$(EXTVERSION).zip HEAD
 
-.PHONY: install-store uninstall-store prove prove-pgtap prove-tap check-meta \
-	format check-format bench dist
+.PHONY: $(plain_goals)
