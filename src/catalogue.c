@@ -62,11 +62,11 @@ static const TaStatement insert_sku = {
 	3, {TEXTOID, UUIDOID, UUIDOID}
 };
 
-PG_FUNCTION_INFO_V1(set_updated_at);
-PG_FUNCTION_INFO_V1(register_product_skus);
-PG_FUNCTION_INFO_V1(register_variant_skus);
-PG_FUNCTION_INFO_V1(update_sku);
-PG_FUNCTION_INFO_V1(refuse_inventory_write);
+PG_FUNCTION_INFO_V1(ta_set_updated_at);
+PG_FUNCTION_INFO_V1(ta_register_product_skus);
+PG_FUNCTION_INFO_V1(ta_register_variant_skus);
+PG_FUNCTION_INFO_V1(ta_update_sku);
+PG_FUNCTION_INFO_V1(ta_refuse_inventory_write);
 
 /* A column by its name: numbers differ once somebody has dropped one. */
 static int
@@ -90,7 +90,7 @@ column_number(Relation rel, const char *name)
  * 42804 on others.
  */
 Datum
-set_updated_at(PG_FUNCTION_ARGS)
+ta_set_updated_at(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = ta_trigger_data(fcinfo, "set_updated_at",
 											TA_TRIGGER_ROW | TA_TRIGGER_BEFORE | TA_TRIGGER_UPDATE);
@@ -198,7 +198,7 @@ register_skus(FunctionCallInfo fcinfo, const char *function_name, const char *ta
  *		inserted: registers their SKUs.  Raises 23505 where one is taken.
  */
 Datum
-register_product_skus(PG_FUNCTION_ARGS)
+ta_register_product_skus(PG_FUNCTION_ARGS)
 {
 	return register_skus(fcinfo, "register_product_skus", "products",
 						 &insert_product_skus, &clashing_product_skus);
@@ -209,7 +209,7 @@ register_product_skus(PG_FUNCTION_ARGS)
  *		The same on product_variants.
  */
 Datum
-register_variant_skus(PG_FUNCTION_ARGS)
+ta_register_variant_skus(PG_FUNCTION_ARGS)
 {
 	return register_skus(fcinfo, "register_variant_skus", "product_variants",
 						 &insert_variant_skus, &clashing_variant_skus);
@@ -221,7 +221,7 @@ register_variant_skus(PG_FUNCTION_ARGS)
  *		SKU follows the row's.  Raises 23505 where the new one is taken.
  */
 Datum
-update_sku(PG_FUNCTION_ARGS)
+ta_update_sku(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = ta_trigger_data(fcinfo, "update_sku",
 											TA_TRIGGER_ROW | TA_TRIGGER_AFTER | TA_TRIGGER_UPDATE);
@@ -267,7 +267,7 @@ update_sku(PG_FUNCTION_ARGS)
  *		INSTEAD OF any write to a store's view inventory: raises 55000.
  */
 Datum
-refuse_inventory_write(PG_FUNCTION_ARGS)
+ta_refuse_inventory_write(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = ta_trigger_data(fcinfo, "refuse_inventory_write",
 											TA_TRIGGER_ROW | TA_TRIGGER_INSTEAD |

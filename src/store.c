@@ -962,11 +962,11 @@ make_schema(Store *store)
 	store->owner = ta_namespace_owner(store->nspid);
 }
 
-PG_FUNCTION_INFO_V1(create_store);
-PG_FUNCTION_INFO_V1(upgrade_store);
-PG_FUNCTION_INFO_V1(drop_store);
-PG_FUNCTION_INFO_V1(adopt_store);
-PG_FUNCTION_INFO_V1(store_version);
+PG_FUNCTION_INFO_V1(ta_create_store);
+PG_FUNCTION_INFO_V1(ta_upgrade_store);
+PG_FUNCTION_INFO_V1(ta_drop_store);
+PG_FUNCTION_INFO_V1(ta_adopt_store);
+PG_FUNCTION_INFO_V1(ta_store_version);
 
 /*
  * create_store(store name, machine text) returns void
@@ -978,7 +978,7 @@ PG_FUNCTION_INFO_V1(store_version);
  * same name waits for the first one's transaction to end.
  */
 Datum
-create_store(PG_FUNCTION_ARGS)
+ta_create_store(PG_FUNCTION_ARGS)
 {
 	Store		store = {0};
 	MigrationFrame frame;
@@ -1017,7 +1017,7 @@ create_store(PG_FUNCTION_ARGS)
  * store, and what a migration raises.
  */
 Datum
-upgrade_store(PG_FUNCTION_ARGS)
+ta_upgrade_store(PG_FUNCTION_ARGS)
 {
 	Store		store;
 	List	   *installed;
@@ -1076,7 +1076,7 @@ refuse_orders(const Store *store)
  * upgrade_store raises.
  */
 Datum
-drop_store(PG_FUNCTION_ARGS)
+ta_drop_store(PG_FUNCTION_ARGS)
 {
 	Store		store;
 	List	   *applied;
@@ -1142,7 +1142,7 @@ recall_store(Store *store, Datum *created_at)
  * machine is not defined in this database, and what upgrade_store raises.
  */
 Datum
-adopt_store(PG_FUNCTION_ARGS)
+ta_adopt_store(PG_FUNCTION_ARGS)
 {
 	Store		store;
 	MigrationFrame frame;
@@ -1181,7 +1181,7 @@ adopt_store(PG_FUNCTION_ARGS)
  * to read their tables.
  */
 Datum
-store_version(PG_FUNCTION_ARGS)
+ta_store_version(PG_FUNCTION_ARGS)
 {
 	Oid			anchor = PG_GETARG_OID(0);
 	Oid			nspid = get_rel_namespace(anchor);

@@ -3,7 +3,7 @@
 CREATE FUNCTION techally.create_store(store name, machine text DEFAULT 'techally')
 RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'create_store';
+AS 'MODULE_PATHNAME', 'ta_create_store';
 REVOKE ALL ON FUNCTION techally.create_store(name, text) FROM PUBLIC;
 COMMENT ON FUNCTION techally.create_store(name, text) IS
 'Makes a store: a schema with the shop''s tables, functions and guards';
@@ -11,7 +11,7 @@ COMMENT ON FUNCTION techally.create_store(name, text) IS
 CREATE FUNCTION techally.upgrade_store(store name, target text DEFAULT NULL)
 RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'upgrade_store';
+AS 'MODULE_PATHNAME', 'ta_upgrade_store';
 REVOKE ALL ON FUNCTION techally.upgrade_store(name, text) FROM PUBLIC;
 COMMENT ON FUNCTION techally.upgrade_store(name, text) IS
 'Brings a store to a version, up or down; without one to the newest';
@@ -19,7 +19,7 @@ COMMENT ON FUNCTION techally.upgrade_store(name, text) IS
 CREATE FUNCTION techally.drop_store(store name)
 RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'drop_store';
+AS 'MODULE_PATHNAME', 'ta_drop_store';
 REVOKE ALL ON FUNCTION techally.drop_store(name) FROM PUBLIC;
 COMMENT ON FUNCTION techally.drop_store(name) IS
 'Drops a store; refuses while it has orders, unless techally.allow_drop is on';
@@ -27,7 +27,7 @@ COMMENT ON FUNCTION techally.drop_store(name) IS
 CREATE FUNCTION techally.adopt_store(store name)
 RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'adopt_store';
+AS 'MODULE_PATHNAME', 'ta_adopt_store';
 REVOKE ALL ON FUNCTION techally.adopt_store(name) FROM PUBLIC;
 COMMENT ON FUNCTION techally.adopt_store(name) IS
 'Registers a restored, renamed or orphaned store again and puts its functions and guards back';
@@ -36,7 +36,7 @@ COMMENT ON FUNCTION techally.adopt_store(name) IS
 CREATE FUNCTION techally.store_version(anchor regclass)
 RETURNS text
 LANGUAGE C STABLE STRICT PARALLEL UNSAFE
-AS 'MODULE_PATHNAME', 'store_version';
+AS 'MODULE_PATHNAME', 'ta_store_version';
 COMMENT ON FUNCTION techally.store_version(regclass) IS
 'The newest migration of a registered store; NULL for any other table';
 
