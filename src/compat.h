@@ -12,6 +12,7 @@
 
 #include "postgres.h"
 
+#include "access/tupdesc.h"
 #include "utils/guc.h"
 
 #if PG_VERSION_NUM < 140000
@@ -29,5 +30,35 @@
 	ta_object_ownercheck((classid), (objectid), (roleid))
 extern bool ta_object_ownercheck(Oid classid, Oid objectid, Oid roleid);
 #endif
+
+#include "executor/executor.h"
+
+/* the prepared CHECK constraints of a ResultRelInfo */
+#if PG_VERSION_NUM >= 180000
+#define TA_RI_CHECKS ri_CheckConstraintExprs
+#else
+#define TA_RI_CHECKS ri_ConstraintExprs
+#endif
+
+/* 18 knows constraints that are not enforced */
+static inline bool
+ta_check_is_enforced(const ConstrCheck *check)
+{
+#if PG_VERSION_NUM >= 180000
+	return check->ccenforced;
+#else
+	return true;
+#endif
+}
+
+static inline void
+ta_eval_plan_qual_init(EPQState *epq, EState *estate)
+{
+#if PG_VERSION_NUM >= 160000
+	EvalPlanQualInit(epq, estate, NULL, NIL, -1, NIL);
+#else
+	EvalPlanQualInit(epq, estate, NULL, NIL, -1);
+#endif
+}
 
 #endif							/* TECHALLY_COMPAT_H */

@@ -43,6 +43,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/json.h"
+#include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
@@ -50,6 +51,7 @@
 #include "errors.h"
 #include "inventory.h"
 #include "request_util.h"
+#include "row_writer.h"
 #include "spi_util.h"
 
 /* Lines that share a group are served from the same stock rows. */
@@ -66,6 +68,7 @@ typedef struct DemandGroup
 typedef struct StockRow
 {
 	pg_uuid_t	id;
+	ItemPointerData tid;		/* of the version that is locked */
 	int32		available;
 	int32		taken;
 	int32		priority;
@@ -99,8 +102,27 @@ typedef struct Part
 	pg_uuid_t	reservation_id;
 	TaUuid		order_id;
 	pg_uuid_t	stock_id;
+	ItemPointerData tid;		/* of the stock row */
 	int32		quantity;
 } Part;
+
+/* By how much the quantities of a locked stock row change. */
+typedef struct StockChange
+{
+	pg_uuid_t	id;
+	ItemPointerData tid;
+	int32		on_hand;
+	int32		reserved;
+} StockChange;
+
+/* A row of the ledger. */
+typedef struct Movement
+{
+	pg_uuid_t	stock_id;
+	int32		quantity;
+	TaUuid		order_id;
+	TaUuid		reservation_id;
+} Movement;
 
 static const TaStatement resolve_skus = {
 	"SELECT d.n::pg_catalog.int4, k.product_id, k.variant_id,"
@@ -123,7 +145,7 @@ static const TaStatement resolve_skus = {
 };
 
 static const TaStatement lock_candidates = {
-	"SELECT d.n::pg_catalog.int4, s.id, s.quantity_on_hand - s.quantity_reserved, w.priority, w.code"
+	"SELECT d.n::pg_catalog.int4, s.id, s.quantity_on_hand - s.quantity_reserved, w.priority, w.code, s.ctid"
 	"  FROM unnest($1, $2, $3) WITH ORDINALITY AS d(product_id, variant_id, warehouse_id, n)"
 	"  JOIN @store@.inventory_stock s"
 	"    ON s.product_id = d.product_id AND s.variant_id IS NOT DISTINCT FROM d.variant_id"
@@ -143,7 +165,7 @@ static const TaStatement lock_orders_stock = {
 };
 
 static const TaStatement lock_stock = {
-	"SELECT s.id FROM @store@.inventory_stock s WHERE s.id = ANY ($1) ORDER BY s.id FOR NO KEY UPDATE",
+	"SELECT s.id, s.ctid FROM @store@.inventory_stock s WHERE s.id = ANY ($1) ORDER BY s.id FOR NO KEY UPDATE",
 	1, {UUIDARRAYOID}
 };
 
@@ -162,21 +184,53 @@ static const TaStatement sweep_expired = {
 	" sums AS (SELECT f.stock_id, sum(f.quantity)::pg_catalog.int4 AS quantity FROM freed f GROUP BY f.stock_id)"
 	" UPDATE @store@.inventory_stock s SET quantity_reserved = s.quantity_reserved - sums.quantity"
 	"   FROM sums WHERE s.id = sums.stock_id"
-	" RETURNING s.id, s.quantity_on_hand - s.quantity_reserved",
+	" RETURNING s.id, s.quantity_on_hand - s.quantity_reserved, s.ctid",
 	2, {UUIDARRAYOID, TIMESTAMPTZOID}
 };
 
-static const TaStatement write_reservation = {
-	"WITH header AS ("
-	"  INSERT INTO @store@.stock_reservations (id, order_id, reference, quantity, expires_at)"
-	"  VALUES ($1, $2, $3, $4, $5)),"
-	" stock AS ("
-	"  UPDATE @store@.inventory_stock s SET quantity_reserved = s.quantity_reserved + d.quantity"
-	"    FROM unnest($6, $7) AS d(id, quantity) WHERE s.id = d.id"
-	"  RETURNING s.id, d.quantity)"
-	" INSERT INTO @store@.stock_reservation_parts (reservation_id, stock_id, quantity)"
-	" SELECT $1, stock.id, stock.quantity FROM stock",
-	7, {UUIDOID, UUIDOID, TEXTOID, INT8OID, TIMESTAMPTZOID, UUIDARRAYOID, INT4ARRAYOID}
+/* used where ta_writer_open declines */
+static const TaStatement insert_reservation = {
+	"INSERT INTO @store@.stock_reservations (id, order_id, reference, quantity, expires_at)"
+	" VALUES ($1, $2, $3, $4, $5)",
+	5, {UUIDOID, UUIDOID, TEXTOID, INT8OID, TIMESTAMPTZOID}
+};
+
+static const TaStatement insert_parts = {
+	"INSERT INTO @store@.stock_reservation_parts (reservation_id, stock_id, quantity)"
+	" SELECT $1, d.stock_id, d.quantity FROM unnest($2, $3) AS d(stock_id, quantity)",
+	3, {UUIDOID, UUIDARRAYOID, INT4ARRAYOID}
+};
+
+static const TaStatement update_stock = {
+	"UPDATE @store@.inventory_stock s"
+	"   SET quantity_on_hand = s.quantity_on_hand + d.on_hand,"
+	"       quantity_reserved = s.quantity_reserved + d.reserved"
+	"  FROM unnest($1, $2, $3) AS d(id, on_hand, reserved) WHERE s.id = d.id",
+	3, {UUIDARRAYOID, INT4ARRAYOID, INT4ARRAYOID}
+};
+
+static const TaStatement insert_movements = {
+	"INSERT INTO @store@.stock_movements"
+	"   (stock_id, quantity, order_id, reservation_id, movement_type, note, actor, request_id)"
+	" SELECT m.stock_id, m.quantity, m.order_id, m.reservation_id, $5, $6, $7, $8"
+	"   FROM unnest($1, $2, $3, $4) AS m(stock_id, quantity, order_id, reservation_id)",
+	8, {UUIDARRAYOID, INT4ARRAYOID, UUIDARRAYOID, UUIDARRAYOID, TEXTOID, TEXTOID, UUIDOID, TEXTOID}
+};
+
+/* what ta_writer_open is asked for */
+static const TaColumn reservation_columns[] = {
+	{"id", UUIDOID}, {"order_id", UUIDOID}, {"reference", TEXTOID},
+	{"quantity", INT8OID}, {"expires_at", TIMESTAMPTZOID}
+};
+static const TaColumn part_columns[] = {
+	{"reservation_id", UUIDOID}, {"stock_id", UUIDOID}, {"quantity", INT4OID}
+};
+static const TaColumn stock_columns[] = {
+	{"quantity_on_hand", INT4OID}, {"quantity_reserved", INT4OID}
+};
+static const TaColumn movement_columns[] = {
+	{"stock_id", UUIDOID}, {"quantity", INT4OID}, {"order_id", UUIDOID}, {"reservation_id", UUIDOID},
+	{"movement_type", TEXTOID}, {"note", TEXTOID}, {"actor", UUIDOID}, {"request_id", TEXTOID}
 };
 
 static const TaStatement hold_reservations = {
@@ -219,7 +273,7 @@ static const TaStatement expire_oldest = {
 };
 
 static const TaStatement lock_parts = {
-	"SELECT p.reservation_id, r.order_id, s.id, p.quantity"
+	"SELECT p.reservation_id, r.order_id, s.id, p.quantity, s.ctid"
 	"  FROM @store@.stock_reservations r"
 	"  JOIN @store@.stock_reservation_parts p ON p.reservation_id = r.id"
 	"  JOIN @store@.inventory_stock s ON s.id = p.stock_id"
@@ -227,28 +281,6 @@ static const TaStatement lock_parts = {
 	" ORDER BY s.id"
 	"   FOR NO KEY UPDATE OF s",
 	1, {UUIDARRAYOID}
-};
-
-static const TaStatement free_units = {
-	"UPDATE @store@.inventory_stock s SET quantity_reserved = s.quantity_reserved - d.quantity"
-	"  FROM unnest($1, $2) AS d(id, quantity) WHERE s.id = d.id",
-	2, {UUIDARRAYOID, INT4ARRAYOID}
-};
-
-/* moves units and writes the ledger: $2 changes on hand, $3 reserved */
-static const TaStatement post_movements = {
-	"WITH stock AS ("
-	"  UPDATE @store@.inventory_stock s"
-	"     SET quantity_on_hand = s.quantity_on_hand + d.on_hand,"
-	"         quantity_reserved = s.quantity_reserved + d.reserved"
-	"    FROM unnest($1, $2, $3) AS d(id, on_hand, reserved) WHERE s.id = d.id)"
-	" INSERT INTO @store@.stock_movements"
-	"   (stock_id, quantity, order_id, reservation_id, movement_type, note, actor, request_id)"
-	" SELECT m.stock_id, m.quantity, m.order_id, m.reservation_id, $8, $9, $10, $11"
-	"   FROM unnest($4, $5, $6, $7) AS m(stock_id, quantity, order_id, reservation_id)",
-	11, {UUIDARRAYOID, INT4ARRAYOID, INT4ARRAYOID,
-		UUIDARRAYOID, INT4ARRAYOID, UUIDARRAYOID, UUIDARRAYOID,
-	TEXTOID, TEXTOID, UUIDOID, TEXTOID}
 };
 
 static const TaStatement sold_units = {
@@ -276,12 +308,6 @@ static const TaStatement receive_variant = {
 	" DO UPDATE SET quantity_on_hand = s.quantity_on_hand + EXCLUDED.quantity_on_hand"
 	" RETURNING s.id, s.quantity_on_hand",
 	4, {UUIDOID, UUIDOID, UUIDOID, INT4OID}
-};
-
-static const TaStatement post_one_movement = {
-	"INSERT INTO @store@.stock_movements (stock_id, quantity, movement_type, note, actor, request_id)"
-	" VALUES ($1, $2, $3, $4, $5, $6)",
-	6, {UUIDOID, INT4OID, TEXTOID, TEXTOID, UUIDOID, TEXTOID}
 };
 
 static const TaStatement make_stock_row = {
@@ -361,6 +387,14 @@ spi_int4(uint64 row, int column)
 	bool		isnull;
 
 	return DatumGetInt32(ta_spi_value(row, column, &isnull));
+}
+
+static ItemPointerData
+spi_tid(uint64 row, int column)
+{
+	bool		isnull;
+
+	return *((ItemPointer) DatumGetPointer(ta_spi_value(row, column, &isnull)));
 }
 
 /* Whether a SKU in this condition cannot serve the purpose. */
@@ -458,6 +492,188 @@ ta_resolve_lines(Oid nspid, TaLine *lines, int nlines, TaPurpose purpose)
 				 errdetail("%s.", detail.data),
 				 purpose == TA_FOR_SALE ?
 				 errhint("A product is for sale when it is active, published, not deleted and has no variants; otherwise sell one of its variants.") : 0));
+	}
+}
+
+/* ---------------------------------------------------------------------
+ * Writing
+ * ---------------------------------------------------------------------
+ */
+
+/* Changes the quantities of stock rows that are locked. */
+static void
+change_stock(Oid nspid, StockChange *changes, int count)
+{
+	TaRowWriter *writer;
+
+	if (count == 0)
+		return;
+	writer = ta_writer_open(get_relname_relid("inventory_stock", nspid), CMD_UPDATE,
+							stock_columns, lengthof(stock_columns));
+	if (writer != NULL)
+	{
+		for (int i = 0; i < count; i++)
+		{
+			Datum		values[2];
+			bool		nulls[2];
+
+			ta_writer_load(writer, &changes[i].tid, values, nulls);
+			values[0] = DirectFunctionCall2(int4pl, values[0], Int32GetDatum(changes[i].on_hand));
+			values[1] = DirectFunctionCall2(int4pl, values[1], Int32GetDatum(changes[i].reserved));
+			ta_writer_store(writer, values, nulls);
+		}
+		ta_writer_close(writer);
+	}
+	else
+	{
+		pg_uuid_t  *ids = palloc(sizeof(pg_uuid_t) * count);
+		int32	   *on_hand = palloc(sizeof(int32) * count);
+		int32	   *reserved = palloc(sizeof(int32) * count);
+		Datum		values[3];
+
+		for (int i = 0; i < count; i++)
+		{
+			ids[i] = changes[i].id;
+			on_hand[i] = changes[i].on_hand;
+			reserved[i] = changes[i].reserved;
+		}
+		values[0] = ta_uuid_array(ids, count);
+		values[1] = ta_int4_array(on_hand, count);
+		values[2] = ta_int4_array(reserved, count);
+		if (ta_execute(nspid, &update_stock, SPI_OK_UPDATE, values, NULL) != (uint64) count)
+			elog(ERROR, "stock rows vanished while they were locked");
+	}
+}
+
+static void
+write_header(Oid nspid, const pg_uuid_t *id, const pg_uuid_t *order_id, const char *reference,
+			 int64 quantity, TimestampTz expires_at)
+{
+	TaRowWriter *writer;
+	Datum		values[5] = {0};
+	bool		nulls[5] = {false, order_id == NULL, reference == NULL, false, false};
+
+	values[0] = UUIDPGetDatum(id);
+	if (order_id != NULL)
+		values[1] = UUIDPGetDatum(order_id);
+	if (reference != NULL)
+		values[2] = CStringGetTextDatum(reference);
+	values[3] = Int64GetDatum(quantity);
+	values[4] = TimestampTzGetDatum(expires_at);
+
+	writer = ta_writer_open(get_relname_relid("stock_reservations", nspid), CMD_INSERT,
+							reservation_columns, lengthof(reservation_columns));
+	if (writer != NULL)
+	{
+		ta_writer_insert(writer, values, nulls);
+		ta_writer_close(writer);
+	}
+	else
+	{
+		char		spi_nulls[6] = "     ";
+
+		for (int i = 0; i < 5; i++)
+			spi_nulls[i] = nulls[i] ? 'n' : ' ';
+		ta_execute(nspid, &insert_reservation, SPI_OK_INSERT, values, spi_nulls);
+	}
+}
+
+static void
+write_parts(Oid nspid, const pg_uuid_t *reservation, const StockChange *changes, int count)
+{
+	TaRowWriter *writer = ta_writer_open(get_relname_relid("stock_reservation_parts", nspid), CMD_INSERT,
+										 part_columns, lengthof(part_columns));
+
+	if (writer != NULL)
+	{
+		for (int i = 0; i < count; i++)
+		{
+			Datum		values[3];
+			bool		nulls[3] = {false, false, false};
+
+			values[0] = UUIDPGetDatum(reservation);
+			values[1] = UUIDPGetDatum(&changes[i].id);
+			values[2] = Int32GetDatum(changes[i].reserved);
+			ta_writer_insert(writer, values, nulls);
+		}
+		ta_writer_close(writer);
+	}
+	else
+	{
+		pg_uuid_t  *ids = palloc(sizeof(pg_uuid_t) * Max(count, 1));
+		int32	   *quantities = palloc(sizeof(int32) * Max(count, 1));
+		Datum		values[3];
+
+		for (int i = 0; i < count; i++)
+		{
+			ids[i] = changes[i].id;
+			quantities[i] = changes[i].reserved;
+		}
+		values[0] = UUIDPGetDatum(reservation);
+		values[1] = ta_uuid_array(ids, count);
+		values[2] = ta_int4_array(quantities, count);
+		ta_execute(nspid, &insert_parts, SPI_OK_INSERT, values, NULL);
+	}
+}
+
+/* Writes the ledger. */
+static void
+write_movements(Oid nspid, const Movement *movements, int count, const TaPosting *posting)
+{
+	const char *request_id = ta_request_setting("app.request_id");
+	TaRowWriter *writer;
+	Datum		values[8] = {0};
+	bool		nulls[8] = {false};
+
+	if (count == 0)
+		return;
+	values[4] = CStringGetTextDatum(posting->movement_type);
+	nulls[5] = posting->note == NULL;
+	if (!nulls[5])
+		values[5] = CStringGetTextDatum(posting->note);
+	values[6] = ta_request_actor(posting->actor, posting->actor_isnull, &nulls[6]);
+	nulls[7] = request_id == NULL;
+	if (!nulls[7])
+		values[7] = CStringGetTextDatum(request_id);
+
+	writer = ta_writer_open(get_relname_relid("stock_movements", nspid), CMD_INSERT,
+							movement_columns, lengthof(movement_columns));
+	if (writer != NULL)
+	{
+		for (int i = 0; i < count; i++)
+		{
+			values[0] = UUIDPGetDatum(&movements[i].stock_id);
+			values[1] = Int32GetDatum(movements[i].quantity);
+			values[2] = UUIDPGetDatum(&movements[i].order_id.value);
+			nulls[2] = movements[i].order_id.isnull;
+			values[3] = UUIDPGetDatum(&movements[i].reservation_id.value);
+			nulls[3] = movements[i].reservation_id.isnull;
+			ta_writer_insert(writer, values, nulls);
+		}
+		ta_writer_close(writer);
+	}
+	else
+	{
+		pg_uuid_t  *ids = palloc(sizeof(pg_uuid_t) * count);
+		int32	   *quantities = palloc(sizeof(int32) * count);
+		TaUuid	   *orders = palloc(sizeof(TaUuid) * count);
+		TaUuid	   *reservations = palloc(sizeof(TaUuid) * count);
+		char		spi_nulls[9] = "        ";
+
+		for (int i = 0; i < count; i++)
+		{
+			ids[i] = movements[i].stock_id;
+			quantities[i] = movements[i].quantity;
+			orders[i] = movements[i].order_id;
+			reservations[i] = movements[i].reservation_id;
+		}
+		values[0] = ta_uuid_array(ids, count);
+		values[1] = ta_int4_array(quantities, count);
+		values[2] = ta_nullable_uuid_array(orders, count);
+		values[3] = ta_nullable_uuid_array(reservations, count);
+		for (int i = 4; i < 8; i++)
+			spi_nulls[i] = nulls[i] ? 'n' : ' ';
+		ta_execute(nspid, &insert_movements, SPI_OK_INSERT, values, spi_nulls);
 	}
 }
 
@@ -579,6 +795,7 @@ lock_demand(Oid nspid, Demand *demand)
 			row->available = spi_int4(r, 3);
 			row->priority = spi_int4(r, 4);
 			row->warehouse = ta_spi_text(r, 5);
+			row->tid = spi_tid(r, 6);
 		}
 		else
 			row = &demand->rows[demand->nrows - 1];
@@ -690,6 +907,7 @@ sweep_demand(Oid nspid, Demand *demand)
 				high = middle;
 		}
 		demand->rows[low].available = spi_int4(i, 2);
+		demand->rows[low].tid = spi_tid(i, 3);
 	}
 	return freed > 0;
 }
@@ -811,45 +1029,28 @@ ta_inventory_reserve(Oid nspid, TaLine *lines, int nlines,
 					 TimestampTz expires_at, int shortage_code)
 {
 	Demand		demand;
-	pg_uuid_t  *ids;
-	int32	   *quantities;
+	StockChange *changes;
 	int64		total = 0;
 	int			nparts = 0;
-	Datum		values[7];
-	char		nulls[8] = "       ";
 	pg_uuid_t	reservation;
 
 	secure_demand(nspid, &demand, lines, nlines, shortage_code);
 
-	ids = palloc(sizeof(pg_uuid_t) * Max(demand.nrows, 1));
-	quantities = palloc(sizeof(int32) * Max(demand.nrows, 1));
+	changes = palloc0(sizeof(StockChange) * Max(demand.nrows, 1));
 	for (int r = 0; r < demand.nrows; r++)
 	{
 		if (demand.rows[r].taken == 0)
 			continue;
-		ids[nparts] = demand.rows[r].id;
-		quantities[nparts] = demand.rows[r].taken;
+		changes[nparts].id = demand.rows[r].id;
+		changes[nparts].tid = demand.rows[r].tid;
+		changes[nparts].reserved = demand.rows[r].taken;
 		total += demand.rows[r].taken;
 		nparts++;
 	}
-
 	reservation = *DatumGetUUIDP(DirectFunctionCall1(gen_random_uuid, (Datum) 0));
-	values[0] = UUIDPGetDatum(&reservation);
-	if (order_id != NULL)
-		values[1] = UUIDPGetDatum(order_id);
-	else
-		nulls[1] = 'n';
-	if (reference != NULL)
-		values[2] = CStringGetTextDatum(reference);
-	else
-		nulls[2] = 'n';
-	values[3] = Int64GetDatum(total);
-	values[4] = TimestampTzGetDatum(expires_at);
-	values[5] = ta_uuid_array(ids, nparts);
-	values[6] = ta_int4_array(quantities, nparts);
-
-	if (ta_execute(nspid, &write_reservation, SPI_OK_INSERT, values, nulls) != (uint64) nparts)
-		elog(ERROR, "stock rows vanished while they were locked");
+	write_header(nspid, &reservation, order_id, reference, total, expires_at);
+	change_stock(nspid, changes, nparts);
+	write_parts(nspid, &reservation, changes, nparts);
 	return reservation;
 }
 
@@ -879,27 +1080,35 @@ lock_parts_of(Oid nspid, const pg_uuid_t *reservations, int nreservations, int *
 		parts[i].order_id = spi_nullable_uuid(i, 2);
 		parts[i].stock_id = spi_uuid(i, 3);
 		parts[i].quantity = spi_int4(i, 4);
+		parts[i].tid = spi_tid(i, 5);
 	}
 	return parts;
 }
 
-/* Sums parts by stock row; they come in its order. */
-static int
-sum_parts(const Part *parts, int nparts, pg_uuid_t *ids, int32 *quantities)
+/*
+ * Sums parts by stock row, in whose order they come: by how much the rows
+ * change when the units are no longer reserved and, where sold, gone.
+ */
+static StockChange *
+sum_parts(const Part *parts, int nparts, bool sold, int *count)
 {
-	int			nrows = 0;
+	StockChange *changes = palloc0(sizeof(StockChange) * Max(nparts, 1));
+	int			n = 0;
 
 	for (int i = 0; i < nparts; i++)
 	{
-		if (nrows == 0 || compare_uuids(&ids[nrows - 1], &parts[i].stock_id) != 0)
+		if (n == 0 || compare_uuids(&changes[n - 1].id, &parts[i].stock_id) != 0)
 		{
-			ids[nrows] = parts[i].stock_id;
-			quantities[nrows] = 0;
-			nrows++;
+			changes[n].id = parts[i].stock_id;
+			changes[n].tid = parts[i].tid;
+			n++;
 		}
-		quantities[nrows - 1] += parts[i].quantity;
+		changes[n - 1].reserved -= parts[i].quantity;
+		if (sold)
+			changes[n - 1].on_hand -= parts[i].quantity;
 	}
-	return nrows;
+	*count = n;
+	return changes;
 }
 
 /* Gives the units of closed reservations back. */
@@ -908,40 +1117,14 @@ free_parts(Oid nspid, const pg_uuid_t *reservations, int nreservations)
 {
 	int			nparts;
 	Part	   *parts;
-	pg_uuid_t  *ids;
-	int32	   *quantities;
-	int			nrows;
-	Datum		values[2];
+	StockChange *changes;
+	int			nchanges;
 
 	if (nreservations == 0)
 		return;
 	parts = lock_parts_of(nspid, reservations, nreservations, &nparts);
-	ids = palloc(sizeof(pg_uuid_t) * Max(nparts, 1));
-	quantities = palloc(sizeof(int32) * Max(nparts, 1));
-	nrows = sum_parts(parts, nparts, ids, quantities);
-	if (nrows == 0)
-		return;					/* swept already */
-
-	values[0] = ta_uuid_array(ids, nrows);
-	values[1] = ta_int4_array(quantities, nrows);
-	ta_execute(nspid, &free_units, SPI_OK_UPDATE, values, NULL);
-}
-
-/* Fills the last four parameters of post_movements. */
-static void
-set_posting(const TaPosting *posting, Datum *values, char *nulls)
-{
-	const char *request_id = ta_request_setting("app.request_id");
-	bool		actor_isnull;
-
-	values[0] = CStringGetTextDatum(posting->movement_type);
-	nulls[0] = ' ';
-	nulls[1] = posting->note == NULL ? 'n' : ' ';
-	values[1] = posting->note == NULL ? (Datum) 0 : CStringGetTextDatum(posting->note);
-	values[2] = ta_request_actor(posting->actor, posting->actor_isnull, &actor_isnull);
-	nulls[2] = actor_isnull ? 'n' : ' ';
-	nulls[3] = request_id == NULL ? 'n' : ' ';
-	values[3] = request_id == NULL ? (Datum) 0 : CStringGetTextDatum(request_id);
+	changes = sum_parts(parts, nparts, false, &nchanges);	/* none: swept already */
+	change_stock(nspid, changes, nchanges);
 }
 
 /* Turns the units of closed reservations into sales. */
@@ -950,48 +1133,27 @@ sell_parts(Oid nspid, const pg_uuid_t *reservations, int nreservations, const Ta
 {
 	int			nparts;
 	Part	   *parts;
-	pg_uuid_t  *ids;
-	pg_uuid_t  *stock_ids;
-	TaUuid	   *order_ids;
-	TaUuid	   *reservation_ids;
-	int32	   *quantities;
-	int32	   *sales;
-	int			nrows;
-	Datum		values[11];
-	char		nulls[12] = "           ";
+	StockChange *changes;
+	int			nchanges;
+	Movement   *movements;
 
 	if (nreservations == 0)
 		return;
 	parts = lock_parts_of(nspid, reservations, nreservations, &nparts);
-	ids = palloc(sizeof(pg_uuid_t) * Max(nparts, 1));
-	quantities = palloc(sizeof(int32) * Max(nparts, 1));
-	nrows = sum_parts(parts, nparts, ids, quantities);
-	for (int i = 0; i < nrows; i++)
-		quantities[i] = -quantities[i];
+	changes = sum_parts(parts, nparts, true, &nchanges);
+	change_stock(nspid, changes, nchanges);
 
 	/* an order's sale is found through the order, others through their reservation */
-	stock_ids = palloc(sizeof(pg_uuid_t) * Max(nparts, 1));
-	sales = palloc(sizeof(int32) * Max(nparts, 1));
-	order_ids = palloc(sizeof(TaUuid) * Max(nparts, 1));
-	reservation_ids = palloc(sizeof(TaUuid) * Max(nparts, 1));
+	movements = palloc0(sizeof(Movement) * Max(nparts, 1));
 	for (int i = 0; i < nparts; i++)
 	{
-		stock_ids[i] = parts[i].stock_id;
-		sales[i] = -parts[i].quantity;
-		order_ids[i] = parts[i].order_id;
-		reservation_ids[i].isnull = !parts[i].order_id.isnull;
-		reservation_ids[i].value = parts[i].reservation_id;
+		movements[i].stock_id = parts[i].stock_id;
+		movements[i].quantity = -parts[i].quantity;
+		movements[i].order_id = parts[i].order_id;
+		movements[i].reservation_id.isnull = !parts[i].order_id.isnull;
+		movements[i].reservation_id.value = parts[i].reservation_id;
 	}
-
-	values[0] = ta_uuid_array(ids, nrows);
-	values[1] = ta_int4_array(quantities, nrows);
-	values[2] = values[1];
-	values[3] = ta_uuid_array(stock_ids, nparts);
-	values[4] = ta_int4_array(sales, nparts);
-	values[5] = ta_nullable_uuid_array(order_ids, nparts);
-	values[6] = ta_nullable_uuid_array(reservation_ids, nparts);
-	set_posting(posting, &values[7], &nulls[7]);
-	ta_execute(nspid, &post_movements, SPI_OK_INSERT, values, nulls);
+	write_movements(nspid, movements, nparts, posting);
 }
 
 /* Marks which of the orders stand in a column of the current result. */
@@ -1157,40 +1319,35 @@ ta_inventory_restock(Oid nspid, const pg_uuid_t *order_id,
 					 TaStockUnits *units, int count, const TaPosting *posting)
 {
 	pg_uuid_t  *ids = palloc(sizeof(pg_uuid_t) * Max(count, 1));
-	int32	   *quantities = palloc(sizeof(int32) * Max(count, 1));
-	int32	   *zeros = palloc0(sizeof(int32) * Max(count, 1));
-	TaUuid	   *order_ids = palloc(sizeof(TaUuid) * Max(count, 1));
-	TaUuid	   *reservation_ids = palloc(sizeof(TaUuid) * Max(count, 1));
+	StockChange *changes = palloc0(sizeof(StockChange) * Max(count, 1));
+	Movement   *movements = palloc0(sizeof(Movement) * Max(count, 1));
 	int			n = 0;
-	Datum		values[11];
-	char		nulls[12] = "           ";
+	Datum		values[1];
 
 	for (int i = 0; i < count; i++)
 	{
 		if (units[i].quantity == 0)
 			continue;
 		ids[n] = units[i].stock_id;
-		quantities[n] = units[i].quantity;
-		order_ids[n].isnull = false;
-		order_ids[n].value = *order_id;
-		reservation_ids[n].isnull = true;
+		changes[n].id = units[i].stock_id;
+		changes[n].on_hand = units[i].quantity;
+		movements[n].stock_id = units[i].stock_id;
+		movements[n].quantity = units[i].quantity;
+		movements[n].order_id.value = *order_id;
+		movements[n].reservation_id.isnull = true;
 		n++;
 	}
 	if (n == 0)
 		return;
 
+	/* units come in the order of their rows, and so do the locked rows */
 	values[0] = ta_uuid_array(ids, n);
-	if (n > 1)
-		ta_execute(nspid, &lock_stock, SPI_OK_SELECT, values, NULL);
-
-	values[1] = ta_int4_array(quantities, n);
-	values[2] = ta_int4_array(zeros, n);
-	values[3] = values[0];
-	values[4] = values[1];
-	values[5] = ta_nullable_uuid_array(order_ids, n);
-	values[6] = ta_nullable_uuid_array(reservation_ids, n);
-	set_posting(posting, &values[7], &nulls[7]);
-	ta_execute(nspid, &post_movements, SPI_OK_INSERT, values, nulls);
+	if (ta_execute(nspid, &lock_stock, SPI_OK_SELECT, values, NULL) != (uint64) n)
+		elog(ERROR, "stock rows of an order are missing");
+	for (int i = 0; i < n; i++)
+		changes[i].tid = spi_tid(i, 2);
+	change_stock(nspid, changes, n);
+	write_movements(nspid, movements, n, posting);
 }
 
 /* ---------------------------------------------------------------------
@@ -1274,10 +1431,11 @@ uuid_or_null(const TaUuid *value, char *null)
 static int32
 add_units(Oid nspid, TaLine *line, const TaPosting *posting)
 {
-	Datum		values[6];
-	char		nulls[7] = "      ";
+	Datum		values[4];
+	char		nulls[5] = "    ";
 	pg_uuid_t	stock_id;
 	int32		on_hand;
+	Movement	movement;
 
 	values[0] = UUIDPGetDatum(&line->product_id);
 	values[1] = uuid_or_null(&line->variant_id, &nulls[1]);
@@ -1288,11 +1446,10 @@ add_units(Oid nspid, TaLine *line, const TaPosting *posting)
 	stock_id = spi_uuid(0, 1);
 	on_hand = spi_int4(0, 2);
 
-	nulls[1] = ' ';
-	values[0] = UUIDPGetDatum(&stock_id);
-	values[1] = Int32GetDatum(line->quantity);
-	set_posting(posting, &values[2], &nulls[2]);
-	ta_execute(nspid, &post_one_movement, SPI_OK_INSERT, values, nulls);
+	movement.stock_id = stock_id;
+	movement.quantity = line->quantity;
+	movement.order_id.isnull = movement.reservation_id.isnull = true;
+	write_movements(nspid, &movement, 1, posting);
 	return on_hand;
 }
 
@@ -1314,31 +1471,24 @@ units_on_hand(Oid nspid, const TaLine *line)
 static void
 remove_taken(Oid nspid, Demand *demand, const TaPosting *posting)
 {
-	pg_uuid_t  *ids = palloc(sizeof(pg_uuid_t) * demand->nrows);
-	int32	   *quantities = palloc(sizeof(int32) * demand->nrows);
-	int32	   *zeros = palloc0(sizeof(int32) * demand->nrows);
-	TaUuid	   *nothing = palloc(sizeof(TaUuid) * demand->nrows);
+	StockChange *changes = palloc0(sizeof(StockChange) * demand->nrows);
+	Movement   *movements = palloc0(sizeof(Movement) * demand->nrows);
 	int			n = 0;
-	Datum		values[11];
-	char		nulls[12] = "           ";
 
 	for (int r = 0; r < demand->nrows; r++)
 	{
 		if (demand->rows[r].taken == 0)
 			continue;
-		ids[n] = demand->rows[r].id;
-		quantities[n] = -demand->rows[r].taken;
-		nothing[n].isnull = true;
+		changes[n].id = demand->rows[r].id;
+		changes[n].tid = demand->rows[r].tid;
+		changes[n].on_hand = -demand->rows[r].taken;
+		movements[n].stock_id = demand->rows[r].id;
+		movements[n].quantity = -demand->rows[r].taken;
+		movements[n].order_id.isnull = movements[n].reservation_id.isnull = true;
 		n++;
 	}
-	values[0] = ta_uuid_array(ids, n);
-	values[1] = ta_int4_array(quantities, n);
-	values[2] = ta_int4_array(zeros, n);
-	values[3] = values[0];
-	values[4] = values[1];
-	values[5] = values[6] = ta_nullable_uuid_array(nothing, n);
-	set_posting(posting, &values[7], &nulls[7]);
-	ta_execute(nspid, &post_movements, SPI_OK_INSERT, values, nulls);
+	change_stock(nspid, changes, n);
+	write_movements(nspid, movements, n, posting);
 }
 
 /*

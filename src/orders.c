@@ -44,6 +44,7 @@
 #include "errors.h"
 #include "inventory.h"
 #include "request_util.h"
+#include "row_writer.h"
 #include "spi_util.h"
 #include "state_machine.h"
 #include "trigger_util.h"
@@ -611,6 +612,43 @@ write_order(NewOrder *order, MemoryContext result_context)
 	return true;
 }
 
+static const TaColumn item_columns[] = {
+	{"id", UUIDOID}, {"order_id", UUIDOID}, {"line_number", INT4OID}, {"product_id", UUIDOID},
+	{"variant_id", UUIDOID}, {"sku", TEXTOID}, {"name", TEXTOID}, {"quantity", INT4OID},
+	{"unit_price", NUMERICOID}
+};
+
+/* Writes the lines without a statement; false where their table does not allow it. */
+static bool
+write_items_directly(NewOrder *order)
+{
+	TaRowWriter *writer = ta_writer_open(get_relname_relid("order_items", order->nspid), CMD_INSERT,
+										 item_columns, lengthof(item_columns));
+
+	if (writer == NULL)
+		return false;
+	for (int i = 0; i < order->nlines; i++)
+	{
+		TaLine	   *line = &order->lines[i];
+		Datum		values[9];
+		bool		nulls[9] = {false};
+
+		values[0] = DirectFunctionCall1(gen_random_uuid, (Datum) 0);
+		values[1] = UUIDPGetDatum(&order->id);
+		values[2] = Int32GetDatum(i + 1);
+		values[3] = UUIDPGetDatum(&line->product_id);
+		values[4] = UUIDPGetDatum(&line->variant_id.value);
+		nulls[4] = line->variant_id.isnull;
+		values[5] = CStringGetTextDatum(line->sku);
+		values[6] = CStringGetTextDatum(line->name);
+		values[7] = Int32GetDatum(line->quantity);
+		values[8] = order->unit_prices[i];
+		ta_writer_insert(writer, values, nulls);
+	}
+	ta_writer_close(writer);
+	return true;
+}
+
 static void
 write_items(NewOrder *order)
 {
@@ -680,7 +718,8 @@ write_whole_order(NewOrder *order, const Charge *charges, int ncharges, MemoryCo
 		write_charges(order, charges, ncharges);
 	if (order->nlines > 0)
 	{
-		write_items(order);
+		if (!write_items_directly(order))
+			write_items(order);
 		ta_inventory_reserve(order->nspid, order->lines, order->nlines, &order->id, NULL,
 							 order->reserved_until, TA_ERRCODE_INSUFFICIENT_STOCK);
 	}

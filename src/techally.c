@@ -10,6 +10,7 @@
 #include "fmgr.h"
 
 #include "compat.h"
+#include "row_writer.h"
 #include "spi_util.h"
 #include "state_machine.h"
 #include "store.h"
@@ -22,6 +23,7 @@ void
 _PG_init(void)
 {
 	ta_spi_init();
+	ta_row_writer_init();
 	ta_store_init();
 	ta_state_machine_init();
 

@@ -1,0 +1,490 @@
+/*-------------------------------------------------------------------------
+ *
+ * row_writer.c
+ *	  Writing rows through the executor's own insertion path, without a plan.
+ *
+ * A statement of a few rows costs less in writing them than in starting and
+ * ending its plan, and PostgreSQL parses every CHECK constraint again for each
+ * execution.  Where a table allows it, its rows are written here the way COPY
+ * and the logical replication worker write theirs: defaults, type modifiers,
+ * NOT NULL and CHECK constraints, generated columns, indexes, row triggers and
+ * foreign keys all apply.  The expressions of a table are prepared once a
+ * backend, and again after a relcache invalidation.
+ *
+ * What this path does not do is refused by ta_writer_open, which then returns
+ * NULL: the caller has an SQL statement that does the same.  That is so for
+ * tables with row security (for the role that writes), rules, statement
+ * triggers or transition tables, column triggers (on update), partitions,
+ * columns of another type than expected, and roles without the privilege,
+ * so that PostgreSQL itself says what is missing.
+ *
+ * A writer is open for a moment inside one function; the ones opened later are
+ * closed first.  After an error nothing needs to be done.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "parser/parse_coerce.h"
+#include "rewrite/rewriteHandler.h"
+#include "utils/acl.h"
+#include "utils/guc.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/rls.h"
+#include "utils/snapmgr.h"
+
+#include "compat.h"
+#include "row_writer.h"
+
+/* A column that is written, as one version of the table has it. */
+typedef struct WrittenColumn
+{
+	AttrNumber	attnum;
+	int32		typmod;
+	bool		by_value;
+	bool		coerced;		/* has a type modifier to apply */
+	FmgrInfo	coercion;
+} WrittenColumn;
+
+/* A column that is not written and has a default. */
+typedef struct DefaultColumn
+{
+	AttrNumber	attnum;
+	ExprState  *expression;
+} DefaultColumn;
+
+typedef struct FormatKey
+{
+	Oid			relid;
+	CmdType		operation;
+	const TaColumn *columns;
+} FormatKey;
+
+/* What is known of a table and a list of columns: kept between calls. */
+typedef struct Format
+{
+	FormatKey	key;
+	bool		valid;			/* set last, cleared by invalidation */
+	bool		usable;
+	int			users;			/* writers that are open; never freed below them */
+	MemoryContext context;
+	TupleDesc	desc;
+	WrittenColumn *columns;
+	int			ncolumns;
+	DefaultColumn *defaults;
+	int			ndefaults;
+	ExprState **checks;			/* NULL: none */
+} Format;
+
+struct TaRowWriter
+{
+	Format	   *format;
+	Relation	rel;
+	EState	   *estate;
+	ResultRelInfo *target;
+	TupleTableSlot *row;
+	TupleTableSlot *old_row;	/* for an update */
+	EPQState	epq;
+};
+
+static HTAB *formats = NULL;
+static bool direct_writes = true;
+
+static void
+relation_changed(Datum arg, Oid relid)
+{
+	HASH_SEQ_STATUS status;
+	Format	   *format;
+
+	hash_seq_init(&status, formats);
+	while ((format = hash_seq_search(&status)) != NULL)
+	{
+		if (relid == InvalidOid || format->key.relid == relid)
+			format->valid = false;
+	}
+}
+
+/*
+ * ta_row_writer_init
+ *		Makes the cache and its setting.  Called once, by _PG_init.
+ */
+void
+ta_row_writer_init(void)
+{
+	HASHCTL		ctl = {0};
+
+	ctl.keysize = sizeof(FormatKey);
+	ctl.entrysize = sizeof(Format);
+	ctl.hcxt = CacheMemoryContext ? CacheMemoryContext : TopMemoryContext;
+	formats = hash_create("techally row formats", 32, &ctl,
+						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+
+	DefineCustomBoolVariable("techally.direct_writes",
+							 "Writes rows without SQL statements where a table allows it.",
+							 "For tests: both ways do the same.",
+							 &direct_writes,
+							 true,
+							 PGC_USERSET,
+							 GUC_NOT_IN_SAMPLE,
+							 NULL, NULL, NULL);
+}
+
+/* Whether the table's triggers are such as the executor's row functions fire. */
+static bool
+triggers_allow(Relation rel, CmdType operation)
+{
+	TriggerDesc *triggers = rel->trigdesc;
+
+	if (triggers == NULL)
+		return true;
+	if (operation == CMD_INSERT)
+		return !(triggers->trig_insert_before_statement ||
+				 triggers->trig_insert_after_statement ||
+				 triggers->trig_insert_instead_row ||
+				 triggers->trig_insert_new_table);
+	if (triggers->trig_update_before_statement ||
+		triggers->trig_update_after_statement ||
+		triggers->trig_update_instead_row ||
+		triggers->trig_update_old_table ||
+		triggers->trig_update_new_table)
+		return false;
+	for (int i = 0; i < triggers->numtriggers; i++)
+		if (triggers->triggers[i].tgnattr > 0)
+			return false;
+	return true;
+}
+
+/* Finds the columns; false where one is missing or of an unexpected type. */
+static bool
+map_columns(Format *format, Relation rel, const TaColumn *columns)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+
+	for (int c = 0; c < format->ncolumns; c++)
+	{
+		WrittenColumn *column = &format->columns[c];
+		Form_pg_attribute attribute;
+		Oid			function;
+
+		column->attnum = get_attnum(RelationGetRelid(rel), columns[c].name);
+		if (column->attnum <= 0)
+			return false;
+		attribute = TupleDescAttr(desc, column->attnum - 1);
+		if (attribute->attgenerated || get_typtype(attribute->atttypid) == TYPTYPE_DOMAIN ||
+			!IsBinaryCoercible(columns[c].type, attribute->atttypid))
+			return false;
+		column->by_value = attribute->attbyval;
+		column->typmod = attribute->atttypmod;
+		if (attribute->atttypmod >= 0)
+		{
+			if (find_typmod_coercion_function(attribute->atttypid, &function) != COERCION_PATH_FUNC)
+				return false;
+			column->coerced = true;
+			fmgr_info_cxt(function, &column->coercion, format->context);
+		}
+	}
+	return true;
+}
+
+/* Prepares the defaults of the columns that are not written; false for a domain. */
+static bool
+prepare_defaults(Format *format, Relation rel, EState *estate)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+
+	format->defaults = palloc0(sizeof(DefaultColumn) * desc->natts);
+	for (int a = 1; a <= desc->natts; a++)
+	{
+		Form_pg_attribute attribute = TupleDescAttr(desc, a - 1);
+		bool		written = false;
+		Expr	   *expression;
+
+		for (int c = 0; c < format->ncolumns; c++)
+			written |= format->columns[c].attnum == a;
+		if (written || attribute->attisdropped || attribute->attgenerated)
+			continue;
+		/* a domain may refuse NULL, or have a default of its own */
+		if (get_typtype(attribute->atttypid) == TYPTYPE_DOMAIN)
+			return false;
+		expression = (Expr *) build_column_default(rel, a);
+		if (expression == NULL)
+			continue;
+		format->defaults[format->ndefaults].attnum = a;
+		format->defaults[format->ndefaults].expression = ExecPrepareExpr(expression, estate);
+		format->ndefaults++;
+	}
+	return true;
+}
+
+/* Prepares the CHECK constraints, as ExecConstraints would for every statement. */
+static void
+prepare_checks(Format *format, Relation rel, EState *estate)
+{
+	TupleConstr *constraints = RelationGetDescr(rel)->constr;
+
+	if (constraints == NULL || constraints->num_check == 0)
+		return;
+	format->checks = palloc0(sizeof(ExprState *) * constraints->num_check);
+	for (int i = 0; i < constraints->num_check; i++)
+	{
+		if (!ta_check_is_enforced(&constraints->check[i]))
+			continue;
+		format->checks[i] = ExecPrepareExpr(stringToNode(constraints->check[i].ccbin), estate);
+	}
+}
+
+/* Fills a format from the table, which is open. */
+static void
+build_format(Format *format, Relation rel, const TaColumn *columns, int ncolumns)
+{
+	MemoryContext old_context;
+	EState	   *estate;
+	Relation	subject = rel;
+
+	format->context = AllocSetContextCreate(CacheMemoryContext, "techally row format",
+											ALLOCSET_SMALL_SIZES);
+	old_context = MemoryContextSwitchTo(format->context);
+	format->columns = palloc0(sizeof(WrittenColumn) * ncolumns);
+	format->ncolumns = ncolumns;
+	format->ndefaults = 0;
+	format->defaults = NULL;
+	format->checks = NULL;
+	format->desc = CreateTupleDescCopyConstr(RelationGetDescr(rel));
+
+	/* its context is the format's, so that the expressions live as long */
+	estate = CreateExecutorState();
+	MemoryContextSetParent(estate->es_query_cxt, format->context);
+
+	format->usable = subject->rd_rel->relkind == RELKIND_RELATION &&
+		!subject->rd_rel->relispartition && subject->rd_rules == NULL &&
+		triggers_allow(rel, format->key.operation) &&
+		map_columns(format, rel, columns) &&
+		(format->key.operation != CMD_INSERT || prepare_defaults(format, rel, estate));
+	if (format->usable)
+		prepare_checks(format, rel, estate);
+	MemoryContextSwitchTo(old_context);
+	format->valid = true;
+}
+
+/* The format for a table that is open. */
+static Format *
+format_of(Relation rel, CmdType operation, const TaColumn *columns, int ncolumns)
+{
+	FormatKey	key;
+	Format	   *format;
+	bool		found;
+
+	memset(&key, 0, sizeof(key));
+	key.relid = RelationGetRelid(rel);
+	key.operation = operation;
+	key.columns = columns;
+
+	format = hash_search(formats, &key, HASH_ENTER, &found);
+	if (!found)
+	{
+		format->valid = false;
+		format->users = 0;
+		format->context = NULL;
+	}
+	if (!format->valid)
+	{
+		/* what a writer further up still uses is left to it */
+		if (format->context != NULL && format->users == 0)
+			MemoryContextDelete(format->context);
+		format->context = NULL;
+		format->users = 0;
+		build_format(format, rel, columns, ncolumns);
+	}
+	return format;
+}
+
+/*
+ * ta_writer_open
+ *		Opens a table for rows to be inserted (CMD_INSERT) or changed (CMD_UPDATE).
+ *
+ * columns is a static array: its address is part of the cache's key.  Locks the
+ * table as the statement would.  Returns NULL where the table does not allow
+ * it; then an SQL statement must do the work.
+ */
+TaRowWriter *
+ta_writer_open(Oid relid, CmdType operation, const TaColumn *columns, int ncolumns)
+{
+	Relation	rel;
+	Format	   *format;
+	TaRowWriter *writer;
+
+	if (!direct_writes || !OidIsValid(relid))
+		return NULL;
+	rel = table_open(relid, RowExclusiveLock);
+	format = format_of(rel, operation, columns, ncolumns);
+	if (!format->usable ||
+		pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) != ACLCHECK_OK ||
+		pg_class_aclcheck(relid, GetUserId(),
+						  operation == CMD_INSERT ? ACL_INSERT : ACL_UPDATE) != ACLCHECK_OK ||
+		(rel->rd_rel->relrowsecurity && check_enable_rls(relid, InvalidOid, true) == RLS_ENABLED))
+	{
+		table_close(rel, NoLock);
+		return NULL;
+	}
+	format->users++;
+
+	writer = palloc0(sizeof(TaRowWriter));
+	writer->format = format;
+	writer->rel = rel;
+	writer->estate = CreateExecutorState();
+	writer->estate->es_snapshot = GetActiveSnapshot();
+	writer->estate->es_output_cid = GetCurrentCommandId(true);
+
+	writer->target = makeNode(ResultRelInfo);
+	InitResultRelInfo(writer->target, rel, 0, NULL, 0);
+	writer->target->TA_RI_CHECKS = format->checks;
+	writer->estate->es_opened_result_relations = list_make1(writer->target);
+	ExecOpenIndices(writer->target, false);
+
+	writer->row = MakeSingleTupleTableSlot(format->desc, table_slot_callbacks(rel));
+	if (operation == CMD_UPDATE)
+	{
+		writer->old_row = MakeSingleTupleTableSlot(format->desc, table_slot_callbacks(rel));
+		ta_eval_plan_qual_init(&writer->epq, writer->estate);
+	}
+	AfterTriggerBeginQuery();
+	return writer;
+}
+
+/* Puts the caller's values into the row, their type modifiers applied. */
+static void
+set_columns(TaRowWriter *writer, const Datum *values, const bool *nulls)
+{
+	Format	   *format = writer->format;
+	TupleTableSlot *row = writer->row;
+
+	for (int c = 0; c < format->ncolumns; c++)
+	{
+		WrittenColumn *column = &format->columns[c];
+		int			i = column->attnum - 1;
+
+		row->tts_isnull[i] = nulls[c];
+		if (nulls[c])
+			row->tts_values[i] = (Datum) 0;
+		else if (column->coerced)
+			row->tts_values[i] = FunctionCall3(&column->coercion, values[c],
+											   Int32GetDatum(column->typmod),
+											   BoolGetDatum(false));
+		else
+			row->tts_values[i] = values[c];
+	}
+}
+
+/*
+ * ta_writer_insert
+ *		Inserts a row: values by the columns given to ta_writer_open, defaults
+ *		for the others.  Raises what INSERT raises, foreign keys aside: those
+ *		are checked by ta_writer_close.
+ */
+void
+ta_writer_insert(TaRowWriter *writer, const Datum *values, const bool *nulls)
+{
+	Format	   *format = writer->format;
+	TupleTableSlot *row = writer->row;
+	MemoryContext old_context;
+
+	ResetPerTupleExprContext(writer->estate);
+	old_context = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->estate));
+
+	ExecClearTuple(row);
+	memset(row->tts_isnull, true, format->desc->natts);
+	for (int d = 0; d < format->ndefaults; d++)
+	{
+		int			i = format->defaults[d].attnum - 1;
+
+		row->tts_values[i] = ExecEvalExpr(format->defaults[d].expression,
+										  GetPerTupleExprContext(writer->estate),
+										  &row->tts_isnull[i]);
+	}
+	set_columns(writer, values, nulls);
+	ExecStoreVirtualTuple(row);
+	ExecSimpleRelationInsert(writer->target, writer->estate, row);
+	MemoryContextSwitchTo(old_context);
+}
+
+/*
+ * ta_writer_load
+ *		Reads a row version that the caller has locked, for ta_writer_store.
+ *
+ * values and nulls receive the columns given to ta_writer_open; what is passed
+ * by reference points into the row and holds until the next call.
+ */
+void
+ta_writer_load(TaRowWriter *writer, ItemPointer tid, Datum *values, bool *nulls)
+{
+	Format	   *format = writer->format;
+
+	if (!table_tuple_fetch_row_version(writer->rel, tid, SnapshotAny, writer->old_row))
+		elog(ERROR, "locked row of \"%s\" has vanished", RelationGetRelationName(writer->rel));
+	slot_getallattrs(writer->old_row);
+	for (int c = 0; c < format->ncolumns; c++)
+	{
+		int			i = format->columns[c].attnum - 1;
+
+		values[c] = writer->old_row->tts_values[i];
+		nulls[c] = writer->old_row->tts_isnull[i];
+	}
+}
+
+/*
+ * ta_writer_store
+ *		Writes the row that was loaded last, with new values in its columns.
+ */
+void
+ta_writer_store(TaRowWriter *writer, const Datum *values, const bool *nulls)
+{
+	int			natts = writer->format->desc->natts;
+	TupleTableSlot *row = writer->row;
+	MemoryContext old_context;
+
+	ResetPerTupleExprContext(writer->estate);
+	old_context = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->estate));
+
+	ExecClearTuple(row);
+	memcpy(row->tts_values, writer->old_row->tts_values, sizeof(Datum) * natts);
+	memcpy(row->tts_isnull, writer->old_row->tts_isnull, sizeof(bool) * natts);
+	set_columns(writer, values, nulls);
+	ExecStoreVirtualTuple(row);
+	ExecSimpleRelationUpdate(writer->target, writer->estate, &writer->epq, writer->old_row, row);
+	MemoryContextSwitchTo(old_context);
+}
+
+/*
+ * ta_writer_close
+ *		Fires the AFTER triggers, foreign keys among them, and makes the rows
+ *		visible to what follows.
+ */
+void
+ta_writer_close(TaRowWriter *writer)
+{
+	AfterTriggerEndQuery(writer->estate);
+
+	ExecDropSingleTupleTableSlot(writer->row);
+	if (writer->old_row != NULL)
+		ExecDropSingleTupleTableSlot(writer->old_row);
+	ExecCloseIndices(writer->target);
+	table_close(writer->rel, NoLock);
+	FreeExecutorState(writer->estate);
+	if (writer->format->users > 0)
+		writer->format->users--;
+	CommandCounterIncrement();
+	pfree(writer);
+}

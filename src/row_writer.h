@@ -1,0 +1,34 @@
+/*-------------------------------------------------------------------------
+ *
+ * row_writer.h
+ *	  Writing rows through the executor's own insertion path, without a plan.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef TECHALLY_ROW_WRITER_H
+#define TECHALLY_ROW_WRITER_H
+
+#include "postgres.h"
+
+#include "nodes/nodes.h"
+#include "storage/itemptr.h"
+
+/* A column that the caller writes, and the type of what it writes there. */
+typedef struct TaColumn
+{
+	const char *name;
+	Oid			type;
+} TaColumn;
+
+typedef struct TaRowWriter TaRowWriter;
+
+extern void ta_row_writer_init(void);
+
+extern TaRowWriter *ta_writer_open(Oid relid, CmdType operation,
+								   const TaColumn *columns, int ncolumns);
+extern void ta_writer_insert(TaRowWriter *writer, const Datum *values, const bool *nulls);
+extern void ta_writer_load(TaRowWriter *writer, ItemPointer tid, Datum *values, bool *nulls);
+extern void ta_writer_store(TaRowWriter *writer, const Datum *values, const bool *nulls);
+extern void ta_writer_close(TaRowWriter *writer);
+
+#endif							/* TECHALLY_ROW_WRITER_H */
