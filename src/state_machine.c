@@ -496,6 +496,7 @@ compile_machine(const char *name, Jsonb *definition)
 	check_deterministic(machine);
 	check_reachable(machine);
 
+	machine->states = repalloc(machine->states, machine->nstates * sizeof(char *));
 	machine->sorted = palloc(machine->nstates * sizeof(int));
 	for (int i = 0; i < machine->nstates; i++)
 		machine->sorted[i] = i;
@@ -1744,8 +1745,6 @@ remember_moved_row(const Attachment *attachment, HeapTuple tuple, State state)
 	MovedRow	 *moved;
 	MemoryContext old_context;
 
-	if (!HeapTupleHeaderIndicatesMovedPartitions(tuple->t_data))
-		return;
 	cid = HeapTupleHeaderGetCmax(tuple->t_data);
 	root_attnum = get_attnum(attachment->root,
 							 get_attname(attachment->relid, attachment->attnum, false));
@@ -1838,6 +1837,11 @@ ta_enforce_machine(PG_FUNCTION_ARGS)
 				 errmsg("function \"%s\" needs the name of a column as its argument", "enforce_machine")));
 	column = trigdata->tg_trigger->tgargs[0];
 
+	/* whatever state a row is in, it may be deleted; a move is no deletion */
+	if (TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) &&
+		!HeapTupleHeaderIndicatesMovedPartitions(trigdata->tg_trigtuple->t_data))
+		return PointerGetDatum(NULL);
+
 	/* a table that this transaction has locked already brings no news */
 	AcceptInvalidationMessages();
 	attachment = require_attachment(RelationGetRelid(trigdata->tg_relation), column);
@@ -1907,6 +1911,12 @@ expect(int rc, int expected, const char *sql)
 {
 	if (rc != expected)
 		elog(ERROR, "unexpected SPI result %s from: %s", SPI_result_code_string(rc), sql);
+}
+
+static void
+run_utility(const char *sql)
+{
+	expect(SPI_execute(sql, false, 0), SPI_OK_UTILITY, sql);
 }
 
 /* Can every state of the machine be stored in the column?  Raises what its input does. */
@@ -1987,6 +1997,35 @@ rows_in_states(Oid relid, const char *column, const char *const *states, int nst
 }
 
 /*
+ * Where rows begin elsewhere than before, a default that was the old initial
+ * state becomes the new one.  Acts as the table's owner.
+ */
+static void
+move_default(Oid relid, const char *column, const char *old_initial, const char *new_initial)
+{
+	static const char *const sql =
+		"SELECT pg_catalog.pg_get_expr(d.adbin, d.adrelid) FROM pg_catalog.pg_attrdef d"
+		" JOIN pg_catalog.pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum"
+		" WHERE d.adrelid = $1 AND a.attname = $2";
+	Oid		types[2] = {OIDOID, NAMEOID};
+	Datum	values[2] = {ObjectIdGetDatum(relid),
+						 DirectFunctionCall1(namein, CStringGetDatum(column))};
+	char   *literal = quote_literal_cstr(old_initial);
+	char   *expression;
+	TaFrame frame;
+
+	LockRelationOid(relid, AccessExclusiveLock);
+	ta_frame_begin(&frame, ta_relation_owner(relid));
+	expect(SPI_execute_with_args(sql, 2, types, values, NULL, false, 0), SPI_OK_SELECT, sql);
+	expression = SPI_processed == 0 ? NULL : ta_spi_text(0, 1);
+	if (expression != NULL && strncmp(expression, literal, strlen(literal)) == 0 &&
+		(expression[strlen(literal)] == '\0' || strncmp(expression + strlen(literal), "::", 2) == 0))
+		run_utility(psprintf("ALTER TABLE %s ALTER COLUMN %s SET DEFAULT %s", qualified_name(relid),
+							 quote_identifier(column), quote_literal_cstr(new_initial)));
+	ta_frame_end(&frame);
+}
+
+/*
  * A new definition for a machine that is in use: the states that it adds must
  * fit the columns under it, and no row may be left in a state that it drops.
  */
@@ -2010,6 +2049,8 @@ check_redefinition(const Machine *old, const Machine *new)
 		if (get_rel_name(row->target) == NULL || get_attnum(row->target, row->column) <= 0)
 			continue; /* dropped or renamed: nothing gets past the trigger */
 		check_states_fit(new, row->target, row->column);
+		if (strcmp(old->states[old->initial], new->states[new->initial]) != 0)
+			move_default(row->target, row->column, old->states[old->initial], new->states[new->initial]);
 		if (nvanished == 0)
 			continue;
 		LockRelationOid(row->target, ShareRowExclusiveLock);
@@ -2050,8 +2091,8 @@ replace_preset(const char *name, Datum definition)
  *
  * A preset whose definition changes stops being one, so that the change is
  * dumped; a row that arrives under a preset's name replaces the preset.
- * Raises TA008.  Where a state in use goes away, locks the tables under the
- * machine against writers.
+ * Raises TA008.  Where a state goes away, or another one becomes initial, locks
+ * the tables under the machine against writers.
  */
 PG_FUNCTION_INFO_V1(ta_validate_machine);
 Datum
@@ -2070,6 +2111,7 @@ ta_validate_machine(PG_FUNCTION_ARGS)
 	Datum		 name_datum = heap_getattr(tuple, name_column, desc, &nulls[0]);
 	Datum		 definition = heap_getattr(tuple, definition_column, desc, &nulls[1]);
 	Datum		 builtin = heap_getattr(tuple, builtin_column, desc, &nulls[2]);
+	bool		 may_be_builtin = false;
 	char		*name;
 	Machine		*machine;
 
@@ -2086,26 +2128,30 @@ ta_validate_machine(PG_FUNCTION_ARGS)
 		HeapTuple old = trigdata->tg_trigtuple;
 		char	 *old_name = TextDatumGetCString(heap_getattr(old, name_column, desc, &isnull));
 		Jsonb	 *old_definition = DatumGetJsonbP(heap_getattr(old, definition_column, desc, &isnull));
+		bool	  changed;
 
 		if (strcmp(name, old_name) != 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 					 errmsg("state machine \"%s\" cannot be renamed", old_name),
 					 errhint("Define another one, and attach it where this one is attached.")));
-		if (compareJsonbContainers(&old_definition->root, &DatumGetJsonbP(definition)->root) == 0)
-			return PointerGetDatum(tuple);
-		check_redefinition(compile_machine(name, old_definition), machine);
-		if (DatumGetBool(builtin) && !creating_extension)
-		{
-			Datum changed = BoolGetDatum(false);
-			bool  isnull_changed = false;
+		changed = compareJsonbContainers(&old_definition->root, &DatumGetJsonbP(definition)->root) != 0;
 
-			tuple = heap_modify_tuple_by_cols(tuple, desc, 1, &builtin_column, &changed, &isnull_changed);
-		}
+		if (changed)
+			check_redefinition(compile_machine(name, old_definition), machine);
+		may_be_builtin = !changed && DatumGetBool(heap_getattr(old, builtin_column, desc, &isnull));
 	}
 	else if (!DatumGetBool(builtin) && replace_preset(name, definition))
 		return PointerGetDatum(NULL);
 
+	/* what only this database has must be dumped */
+	if (DatumGetBool(builtin) && !may_be_builtin && !creating_extension)
+	{
+		Datum no = BoolGetDatum(false);
+		bool  no_isnull = false;
+
+		tuple = heap_modify_tuple_by_cols(tuple, desc, 1, &builtin_column, &no, &no_isnull);
+	}
 	return PointerGetDatum(tuple);
 }
 
@@ -2253,12 +2299,6 @@ trigger_name(Oid relid, List *ours, const char *column, int16 event, const char 
 	}
 }
 
-static void
-run_utility(const char *sql)
-{
-	expect(SPI_execute(sql, false, 0), SPI_OK_UTILITY, sql);
-}
-
 /* Creates the triggers, or puts back what they were. */
 static void
 install_triggers(Oid relid, const char *column)
@@ -2362,20 +2402,21 @@ ta_attach_machine(PG_FUNCTION_ARGS)
 		"INSERT INTO techally.machine_attachments AS a (target, column_name, machine, history)"
 		" VALUES ($1::pg_catalog.regclass, $2, $3, $4::pg_catalog.regclass)"
 		" ON CONFLICT (target, column_name) DO UPDATE SET machine = excluded.machine, history = excluded.history";
-	Oid			types[4] = {OIDOID, NAMEOID, TEXTOID, OIDOID};
-	Datum		values[4];
-	char		nulls[5] = "    ";
-	Oid			relid;
-	Oid			history = InvalidOid;
-	const char *column;
-	AttrNumber	attnum;
-	Machine	   *machine;
-	Relation	rel;
-	bool		is_enum;
-	bool		has_default;
-	Oid			type;
-	char	   *found;
-	TaFrame		frame;
+	Oid			 types[4] = {OIDOID, NAMEOID, TEXTOID, OIDOID};
+	Datum		 values[4];
+	char		 nulls[5] = "    ";
+	Oid			 relid;
+	Oid			 history = InvalidOid;
+	const char	*column;
+	AttrNumber	 attnum;
+	Machine		*machine;
+	Relation	 rel;
+	bool		 is_enum;
+	bool		 has_default;
+	Oid			 type;
+	char		*found;
+	RegistryRow *before;
+	TaFrame		 frame;
 
 	refuse_null(fcinfo, 0, "target");
 	refuse_null(fcinfo, 1, "column_name");
@@ -2427,6 +2468,15 @@ ta_attach_machine(PG_FUNCTION_ARGS)
 				 errdetail("Column \"%s\" holds: %s.", column, found)));
 	has_default = build_column_default(rel, attnum) != NULL;
 	relation_close(rel, NoLock);
+
+	before = read_attachment(relid, column);
+	if (before != NULL && strcmp(before->machine, machine->name) != 0)
+	{
+		Machine *old = lock_machine(before->machine);
+
+		if (strcmp(old->states[old->initial], machine->states[machine->initial]) != 0)
+			move_default(relid, column, old->states[old->initial], machine->states[machine->initial]);
+	}
 
 	values[0] = ObjectIdGetDatum(relid);
 	values[1] = PG_GETARG_DATUM(1);

@@ -62,6 +62,8 @@ CREATE FUNCTION techally.forget_dropped()
 RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $function$
+DECLARE
+    attachment techally.machine_attachments;
 BEGIN
     DELETE FROM techally.store_registry r
      USING pg_catalog.pg_event_trigger_dropped_objects() d
@@ -75,17 +77,25 @@ BEGIN
        AND a.target = d.objid
        AND (d.objsubid = 0 OR d.address_names[3] = a.column_name);
 
-    UPDATE techally.machine_attachments a
-       SET history = NULL
-      FROM pg_catalog.pg_event_trigger_dropped_objects() d
+    -- a history that nobody writes any more must not come about in silence
+    SELECT a.* INTO attachment
+      FROM techally.machine_attachments a
+      JOIN pg_catalog.pg_event_trigger_dropped_objects() d ON d.objid = a.history
      WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
        AND d.objsubid = 0
-       AND a.history = d.objid;
+     LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING
+            ERRCODE = 'dependent_objects_still_exist',
+            MESSAGE = pg_catalog.format('the history of table %s cannot be dropped', attachment.target),
+            DETAIL = pg_catalog.format('The state machine of its column "%s" writes there.', attachment.column_name),
+            HINT = 'Run techally.attach_machine with another history or none, or techally.detach_machine, first.';
+    END IF;
 END
 $function$;
 REVOKE ALL ON FUNCTION techally.forget_dropped() FROM PUBLIC;
 COMMENT ON FUNCTION techally.forget_dropped() IS
-'Takes dropped tables out of the registries';
+'Takes dropped tables out of the registries; refuses to drop a history that is in use';
 
 CREATE EVENT TRIGGER techally_forget_dropped ON sql_drop
     EXECUTE FUNCTION techally.forget_dropped();
