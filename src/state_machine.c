@@ -2085,13 +2085,33 @@ replace_preset(const char *name, Datum definition)
 }
 
 /*
+ * A machine that is in use stays.  No foreign key does this: a parallel restore
+ * may load the attachments before the machines.
+ */
+static void
+refuse_machine_in_use(const char *name)
+{
+	List		*rows = read_attachments(InvalidOid, name);
+	RegistryRow *row;
+
+	if (rows == NIL)
+		return;
+	row = linitial(rows);
+	ereport(ERROR,
+			(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
+			 errmsg("state machine \"%s\" is in use", name),
+			 get_rel_name(row->target) == NULL ? 0 : errdetail("Column \"%s\" of table %s is under it.", row->column, qualified_name(row->target)),
+			 errhint("Run techally.detach_machine for the tables that techally.machine_attachments lists.")));
+}
+
+/*
  * validate_machine() → trigger
- *		BEFORE INSERT or UPDATE of a row of techally.machines: refuses what is no
- *		machine, however it was written.
+ *		BEFORE INSERT, UPDATE or DELETE of a row of techally.machines: refuses
+ *		what is no machine, however it was written, and to delete one in use.
  *
  * A preset whose definition changes stops being one, so that the change is
  * dumped; a row that arrives under a preset's name replaces the preset.
- * Raises TA008.  Where a state goes away, or another one becomes initial, locks
+ * Raises TA008 and 23503.  Where a state goes away, or another one becomes initial, locks
  * the tables under the machine against writers.
  */
 PG_FUNCTION_INFO_V1(ta_validate_machine);
@@ -2100,7 +2120,7 @@ ta_validate_machine(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = ta_trigger_data(fcinfo, "validate_machine",
 											TA_TRIGGER_ROW | TA_TRIGGER_BEFORE | TA_TRIGGER_INSERT |
-												TA_TRIGGER_UPDATE);
+												TA_TRIGGER_UPDATE | TA_TRIGGER_DELETE);
 	TupleDesc	 desc = RelationGetDescr(trigdata->tg_relation);
 	bool		 is_update = TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event);
 	HeapTuple	 tuple = is_update ? trigdata->tg_newtuple : trigdata->tg_trigtuple;
@@ -2118,6 +2138,11 @@ ta_validate_machine(PG_FUNCTION_ARGS)
 	if (nulls[0] || nulls[1] || nulls[2])
 		return PointerGetDatum(tuple); /* NOT NULL refuses it */
 	name = TextDatumGetCString(name_datum);
+	if (TRIGGER_FIRED_BY_DELETE(trigdata->tg_event))
+	{
+		refuse_machine_in_use(name);
+		return PointerGetDatum(tuple);
+	}
 	if (name[0] == '\0' || strlen(name) > MAX_NAME_BYTES)
 		invalid_machine(name, "Its name must have 1 to %d bytes.", MAX_NAME_BYTES);
 	machine = compile_machine(name, DatumGetJsonbP(definition));

@@ -15,8 +15,7 @@ COMMENT ON COLUMN techally.machines.builtin IS 'It came with the extension and n
 CREATE TABLE techally.machine_attachments (
     target      regclass NOT NULL,
     column_name name     NOT NULL,
-    machine     text COLLATE "C" NOT NULL
-                CONSTRAINT fk_machine_attachments_machine REFERENCES techally.machines (name),
+    machine     text COLLATE "C" NOT NULL, -- no foreign key, a parallel restore would break it
     history     regclass,
     CONSTRAINT machine_attachments_pkey PRIMARY KEY (target, column_name)
 );
@@ -34,7 +33,7 @@ LANGUAGE C
 AS 'MODULE_PATHNAME', 'ta_validate_machine';
 REVOKE ALL ON FUNCTION techally.validate_machine() FROM PUBLIC;
 COMMENT ON FUNCTION techally.validate_machine() IS
-'Trigger of techally.machines: refuses what is no state machine';
+'Trigger of techally.machines: refuses what is no state machine, and to delete one that is in use';
 
 CREATE FUNCTION techally.machine_registry_changed()
 RETURNS trigger
@@ -53,7 +52,7 @@ AS 'MODULE_PATHNAME', 'ta_enforce_machine';
 COMMENT ON FUNCTION techally.enforce_machine() IS
 'Trigger, AFTER INSERT, UPDATE or DELETE of a row: holds the column that its argument names to its state machine and writes the history';
 
-CREATE TRIGGER techally_validate BEFORE INSERT OR UPDATE ON techally.machines
+CREATE TRIGGER techally_validate BEFORE INSERT OR UPDATE OR DELETE ON techally.machines
     FOR EACH ROW EXECUTE FUNCTION techally.validate_machine();
 CREATE TRIGGER techally_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON techally.machines
     FOR EACH STATEMENT EXECUTE FUNCTION techally.machine_registry_changed();
