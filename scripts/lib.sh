@@ -114,7 +114,8 @@ ta_need() {
 	local packages="" feature version=""
 
 	if [ -n "${PG_CONFIG:-}" ]; then
-		PG_CONFIG=$(command -v "$PG_CONFIG") || ta_die "PG_CONFIG=$PG_CONFIG: no such program"
+		command -v "$PG_CONFIG" >/dev/null || ta_die "PG_CONFIG=$PG_CONFIG: no such program"
+		PG_CONFIG=$(command -v "$PG_CONFIG")
 		ta_usable "$PG_CONFIG" ||
 			ta_die "PG_CONFIG=$PG_CONFIG does not belong to a server with its development files (postgres, initdb, PGXS)"
 	else

@@ -61,4 +61,9 @@ ta_eval_plan_qual_init(EPQState *epq, EState *estate)
 #endif
 }
 
+/* gave way in 18 to a keyword that stands in front */
+#if PG_VERSION_NUM >= 180000
+#define pg_attribute_noreturn() __attribute__((noreturn))
+#endif
+
 #endif							/* TECHALLY_COMPAT_H */

@@ -12,6 +12,8 @@
 
 #include "nodes/pg_list.h"
 
+#include "compat.h"
+
 /* One transition, copied out of the compiled machine. */
 typedef struct TaTransition
 {
