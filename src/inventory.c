@@ -286,9 +286,10 @@ static const TaStatement lock_parts = {
 static const TaStatement sold_units = {
 	"SELECT s.id, s.product_id, s.variant_id, (-sum(m.quantity))::pg_catalog.int4"
 	"  FROM @store@.stock_movements m JOIN @store@.inventory_stock s ON s.id = m.stock_id"
+	"  JOIN @store@.warehouses w ON w.id = s.warehouse_id"
 	" WHERE m.order_id = $1 AND m.movement_type IN ('sale', 'return')"
-	" GROUP BY s.id HAVING sum(m.quantity) < 0"
-	" ORDER BY s.id",
+	" GROUP BY s.id, w.priority, w.code HAVING sum(m.quantity) < 0"
+	" ORDER BY w.priority, w.code, s.stripe",
 	1, {UUIDOID}
 };
 
@@ -1284,7 +1285,8 @@ ta_inventory_sell(Oid nspid, const pg_uuid_t *orders, int norders)
 
 /*
  * ta_inventory_sold
- *		What of an order has been sold and not come back, by stock row.
+ *		What of an order has been sold and not come back, by stock row: in the
+ *		order in which the warehouses serve.
  *
  * The caller holds the order's row.  Returns a palloc'd array.
  */
@@ -1305,6 +1307,12 @@ ta_inventory_sold(Oid nspid, const pg_uuid_t *order_id, int *count)
 		units[i].quantity = spi_int4(i, 4);
 	}
 	return units;
+}
+
+static int
+compare_changes(const void *a, const void *b)
+{
+	return compare_uuids(&((const StockChange *) a)->id, &((const StockChange *) b)->id);
 }
 
 /*
@@ -1340,7 +1348,8 @@ ta_inventory_restock(Oid nspid, const pg_uuid_t *order_id,
 	if (n == 0)
 		return;
 
-	/* units come in the order of their rows, and so do the locked rows */
+	/* the locked rows come in the lock order, and so must the changes */
+	qsort(changes, n, sizeof(StockChange), compare_changes);
 	values[0] = ta_uuid_array(ids, n);
 	if (ta_execute(nspid, &lock_stock, SPI_OK_SELECT, values, NULL) != (uint64) n)
 		elog(ERROR, "stock rows of an order are missing");

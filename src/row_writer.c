@@ -479,7 +479,11 @@ ta_writer_close(TaRowWriter *writer)
 
 	ExecDropSingleTupleTableSlot(writer->row);
 	if (writer->old_row != NULL)
+	{
+		EvalPlanQualEnd(&writer->epq);
 		ExecDropSingleTupleTableSlot(writer->old_row);
+	}
+	ExecResetTupleTable(writer->estate->es_tupleTable, false);
 	ExecCloseIndices(writer->target);
 	table_close(writer->rel, NoLock);
 	FreeExecutorState(writer->estate);
