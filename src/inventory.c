@@ -39,6 +39,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "fmgr.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -51,8 +52,12 @@
 #include "errors.h"
 #include "inventory.h"
 #include "request_util.h"
+#include "row_reader.h"
 #include "row_writer.h"
 #include "spi_util.h"
+
+/* of order_items.name, in characters */
+#define MAX_NAME_LENGTH 255
 
 /* Lines that share a group are served from the same stock rows. */
 typedef struct DemandGroup
@@ -128,7 +133,7 @@ static const TaStatement resolve_skus = {
 	"SELECT d.n::pg_catalog.int4, k.product_id, k.variant_id,"
 	"       CASE WHEN k.variant_id IS NULL THEN p.name"
 	"            ELSE pg_catalog.left(p.name || ', ' || v.name, 255) END,"
-	"       coalesce(v.price, p.price), d.warehouse IS NULL, w.id,"
+	"       coalesce(v.price, p.price), w.id,"
 	"       CASE WHEN k.sku IS NULL THEN 'unknown'"
 	"            WHEN p.deleted_at IS NOT NULL OR v.deleted_at IS NOT NULL THEN 'deleted'"
 	"            WHEN k.variant_id IS NULL AND EXISTS"
@@ -217,7 +222,40 @@ static const TaStatement insert_movements = {
 	8, {UUIDARRAYOID, INT4ARRAYOID, UUIDARRAYOID, UUIDARRAYOID, TEXTOID, TEXTOID, UUIDOID, TEXTOID}
 };
 
-/* what ta_writer_open is asked for */
+/* what ta_reader_open and ta_writer_open are asked for; the first is the key */
+static const TaColumn sku_columns[] = {
+	{"sku", TEXTOID}, {"product_id", UUIDOID}, {"variant_id", UUIDOID}
+};
+static const TaColumn product_columns[] = {
+	{"id", UUIDOID}, {"name", TEXTOID}, {"price", NUMERICOID}, {"deleted_at", TIMESTAMPTZOID},
+	{"is_active", BOOLOID}, {"is_published", BOOLOID}
+};
+static const TaColumn variant_columns[] = {
+	{"id", UUIDOID}, {"name", TEXTOID}, {"price", NUMERICOID}, {"deleted_at", TIMESTAMPTZOID},
+	{"is_active", BOOLOID}
+};
+static const TaColumn product_variant_columns[] = {
+	{"product_id", UUIDOID}, {"deleted_at", TIMESTAMPTZOID}
+};
+static const TaColumn warehouse_code_columns[] = {
+	{"code", TEXTOID}, {"id", UUIDOID}
+};
+static const TaColumn warehouse_columns[] = {
+	{"id", UUIDOID}, {"code", TEXTOID}, {"priority", INT4OID}, {"is_active", BOOLOID}
+};
+static const TaColumn product_stock_columns[] = {
+	{"product_id", UUIDOID}, {"id", UUIDOID}, {"variant_id", UUIDOID}, {"warehouse_id", UUIDOID},
+	{"quantity_on_hand", INT4OID}, {"quantity_reserved", INT4OID}
+};
+static const TaColumn stock_id_columns[] = {
+	{"id", UUIDOID}
+};
+static const TaColumn reservation_order_columns[] = {
+	{"id", UUIDOID}, {"order_id", UUIDOID}
+};
+static const TaColumn reservation_part_columns[] = {
+	{"reservation_id", UUIDOID}, {"stock_id", UUIDOID}, {"quantity", INT4OID}
+};
 static const TaColumn reservation_columns[] = {
 	{"id", UUIDOID}, {"order_id", UUIDOID}, {"reference", TEXTOID},
 	{"quantity", INT8OID}, {"expires_at", TIMESTAMPTZOID}
@@ -413,22 +451,151 @@ unfit(const char *condition, TaPurpose purpose)
 	return purpose == TA_FOR_SALE;
 }
 
+/* The tables that a SKU is resolved with. */
+typedef struct SkuReaders
+{
+	TaRowReader *skus;
+	TaRowReader *products;
+	TaRowReader *variants;
+	TaRowReader *variants_of;
+	TaRowReader *warehouses;	/* by code */
+} SkuReaders;
+
+static void
+close_readers(TaRowReader **readers, int count)
+{
+	for (int i = count - 1; i >= 0; i--)
+		if (readers[i] != NULL)
+			ta_reader_close(readers[i]);
+}
+
+static TaRowReader *
+open_reader(Oid nspid, const char *table, bool for_update, const TaColumn *columns, int ncolumns)
+{
+	return ta_reader_open(get_relname_relid(table, nspid), for_update, columns, ncolumns);
+}
+
+/* Whether a product has variants that are not deleted. */
+static bool
+has_variants(TaRowReader *variants_of, Datum product_id)
+{
+	Datum		values[2];
+	bool		nulls[2];
+
+	ta_reader_find(variants_of, product_id);
+	while (ta_reader_next(variants_of, values, nulls, NULL))
+		if (nulls[1])
+			return true;
+	return false;
+}
+
 /*
- * ta_resolve_lines
- *		Finds the product, variant, name, price and warehouse of each line.
- *
- * Inside a frame.  Raises TA006 listing every SKU that cannot serve the
- * purpose, each with why, and TA007 for a warehouse that does not exist.  Takes
- * no row locks: a price or a flag that changes meanwhile is as good as one that
- * changed just after.
+ * Resolves one line; returns what keeps its SKU from being sold, NULL for
+ * nothing.  The same rules as in the statement resolve_skus.
  */
-void
-ta_resolve_lines(Oid nspid, TaLine *lines, int nlines, TaPurpose purpose)
+static const char *
+resolve_line(SkuReaders *readers, TaLine *line)
+{
+	Datum		values[6];
+	bool		nulls[6];
+	bool		product_deleted;
+	bool		active;
+	bool		published;
+	const char *condition;
+
+	ta_reader_find(readers->skus, CStringGetTextDatum(line->sku));
+	if (!ta_reader_next(readers->skus, values, nulls, NULL))
+		return "unknown";
+	line->product_id = *DatumGetUUIDP(values[1]);
+	line->variant_id.isnull = nulls[2];
+	if (!nulls[2])
+		line->variant_id.value = *DatumGetUUIDP(values[2]);
+
+	ta_reader_find(readers->products, UUIDPGetDatum(&line->product_id));
+	if (!ta_reader_next(readers->products, values, nulls, NULL))
+		return "unknown";
+	line->name = TextDatumGetCString(values[1]);
+	line->price = PointerGetDatum(PG_DETOAST_DATUM_COPY(values[2]));
+	product_deleted = !nulls[3];
+	active = DatumGetBool(values[4]);
+	published = DatumGetBool(values[5]);
+
+	if (line->variant_id.isnull)
+		condition = product_deleted ? "deleted" :
+			has_variants(readers->variants_of, UUIDPGetDatum(&line->product_id)) ? "has variants" : NULL;
+	else
+	{
+		char	   *name;
+
+		ta_reader_find(readers->variants, UUIDPGetDatum(&line->variant_id.value));
+		if (!ta_reader_next(readers->variants, values, nulls, NULL))
+			return "unknown";
+		name = psprintf("%s, %s", line->name, TextDatumGetCString(values[1]));
+		line->name = pnstrdup(name, pg_mbcharcliplen(name, strlen(name), MAX_NAME_LENGTH));
+		if (!nulls[2])
+			line->price = PointerGetDatum(PG_DETOAST_DATUM_COPY(values[2]));
+		condition = product_deleted || !nulls[3] ? "deleted" : NULL;
+		active = active && DatumGetBool(values[4]);
+	}
+	if (condition != NULL)
+		return condition;
+	return !active ? "inactive" : !published ? "not published" : NULL;
+}
+
+/* Resolves all lines by index; false where a table does not allow it. */
+static bool
+resolve_directly(Oid nspid, TaLine *lines, int nlines, const char **conditions)
+{
+	SkuReaders	readers = {0};
+	TaRowReader **all[] = {&readers.skus, &readers.products, &readers.variants,
+	&readers.variants_of, &readers.warehouses};
+	TaRowReader *opened[lengthof(all)];
+	bool		allowed;
+
+	readers.skus = open_reader(nspid, "skus", false, sku_columns, lengthof(sku_columns));
+	readers.products = open_reader(nspid, "products", false, product_columns, lengthof(product_columns));
+	readers.variants = open_reader(nspid, "product_variants", false, variant_columns, lengthof(variant_columns));
+	readers.variants_of = open_reader(nspid, "product_variants", false,
+									  product_variant_columns, lengthof(product_variant_columns));
+	readers.warehouses = open_reader(nspid, "warehouses", false,
+									 warehouse_code_columns, lengthof(warehouse_code_columns));
+	allowed = true;
+	for (int i = 0; i < (int) lengthof(all); i++)
+	{
+		opened[i] = *all[i];
+		allowed = allowed && opened[i] != NULL;
+	}
+
+	for (int i = 0; i < nlines && allowed; i++)
+	{
+		TaLine	   *line = &lines[i];
+
+		CHECK_FOR_INTERRUPTS();
+		conditions[i] = resolve_line(&readers, line);
+		line->warehouse_id.isnull = true;
+		if (line->warehouse != NULL)
+		{
+			Datum		values[2];
+			bool		nulls[2];
+
+			ta_reader_find(readers.warehouses, CStringGetTextDatum(line->warehouse));
+			if (ta_reader_next(readers.warehouses, values, nulls, NULL))
+			{
+				line->warehouse_id.isnull = false;
+				line->warehouse_id.value = *DatumGetUUIDP(values[1]);
+			}
+		}
+	}
+	close_readers(opened, lengthof(opened));
+	return allowed;
+}
+
+/* Resolves all lines by one statement. */
+static void
+resolve_by_statement(Oid nspid, TaLine *lines, int nlines, const char **conditions)
 {
 	const char **skus = palloc(sizeof(char *) * nlines);
 	const char **warehouses = palloc(sizeof(char *) * nlines);
-	const char **conditions = palloc0(sizeof(char *) * nlines);
-	int			nunfit = 0;
 	Datum		values[2];
 
 	for (int i = 0; i < nlines; i++)
@@ -447,23 +614,44 @@ ta_resolve_lines(Oid nspid, TaLine *lines, int nlines, TaPurpose purpose)
 		bool		isnull;
 		Datum		price;
 
-		conditions[n] = ta_spi_text(r, 8);
-		if (unfit(conditions[n], purpose))
-		{
-			nunfit++;
+		conditions[n] = ta_spi_text(r, 7);
+		line->warehouse_id = spi_nullable_uuid(r, 6);
+		if (conditions[n] != NULL && strcmp(conditions[n], "unknown") == 0)
 			continue;
-		}
-
 		line->product_id = spi_uuid(r, 2);
 		line->variant_id = spi_nullable_uuid(r, 3);
 		line->name = ta_spi_text(r, 4);
 		price = ta_spi_value(r, 5, &isnull);
 		line->price = PointerGetDatum(PG_DETOAST_DATUM_COPY(price));
-		line->warehouse_id = spi_nullable_uuid(r, 7);
-		if (line->warehouse != NULL && line->warehouse_id.isnull)
+	}
+}
+
+/*
+ * ta_resolve_lines
+ *		Finds the product, variant, name, price and warehouse of each line.
+ *
+ * Inside a frame.  Raises TA006 listing every SKU that cannot serve the
+ * purpose, each with why, and TA007 for a warehouse that does not exist.  Takes
+ * no row locks: a price or a flag that changes meanwhile is as good as one that
+ * changed just after.
+ */
+void
+ta_resolve_lines(Oid nspid, TaLine *lines, int nlines, TaPurpose purpose)
+{
+	const char **conditions = palloc0(sizeof(char *) * nlines);
+	int			nunfit = 0;
+
+	if (!resolve_directly(nspid, lines, nlines, conditions))
+		resolve_by_statement(nspid, lines, nlines, conditions);
+
+	for (int i = 0; i < nlines; i++)
+	{
+		if (unfit(conditions[i], purpose))
+			nunfit++;
+		if (lines[i].warehouse != NULL && lines[i].warehouse_id.isnull)
 			ereport(ERROR,
 					(errcode(TA_ERRCODE_RECORD_NOT_FOUND),
-					 errmsg("warehouse \"%s\" does not exist", line->warehouse)));
+					 errmsg("warehouse \"%s\" does not exist", lines[i].warehouse)));
 	}
 
 	if (nunfit > 0)
@@ -761,7 +949,7 @@ group_lines(Demand *demand)
  * name its warehouse and of lines that name none.
  */
 static void
-lock_demand(Oid nspid, Demand *demand)
+lock_demand_by_statement(Oid nspid, Demand *demand)
 {
 	pg_uuid_t  *products = palloc(sizeof(pg_uuid_t) * demand->ngroups);
 	TaUuid	   *variants = palloc(sizeof(TaUuid) * demand->ngroups);
@@ -803,6 +991,153 @@ lock_demand(Oid nspid, Demand *demand)
 		demand->candidates[r].group = spi_int4(r, 1) - 1;
 		demand->candidates[r].row = row;
 	}
+}
+
+/* A warehouse as far as serving from it goes. */
+typedef struct Warehouse
+{
+	pg_uuid_t	id;
+	char	   *code;
+	int32		priority;
+	bool		is_active;
+} Warehouse;
+
+/* A stock row that was found and is to be locked. */
+typedef struct Found
+{
+	pg_uuid_t	id;
+	ItemPointerData tid;
+	int			group;
+	const Warehouse *warehouse;
+} Found;
+
+static int
+compare_found(const void *a, const void *b)
+{
+	return compare_uuids(&((const Found *) a)->id, &((const Found *) b)->id);
+}
+
+/* Reads a warehouse, once for all rows that lie in it. */
+static const Warehouse *
+find_warehouse(TaRowReader *reader, List **known, const pg_uuid_t *id)
+{
+	ListCell   *cell;
+	Warehouse  *warehouse;
+	Datum		values[4];
+	bool		nulls[4];
+
+	foreach(cell, *known)
+	{
+		warehouse = lfirst(cell);
+		if (compare_uuids(&warehouse->id, id) == 0)
+			return warehouse;
+	}
+	ta_reader_find(reader, UUIDPGetDatum(id));
+	if (!ta_reader_next(reader, values, nulls, NULL))
+		return NULL;
+	warehouse = palloc(sizeof(Warehouse));
+	warehouse->id = *id;
+	warehouse->code = TextDatumGetCString(values[1]);
+	warehouse->priority = DatumGetInt32(values[2]);
+	warehouse->is_active = DatumGetBool(values[3]);
+	*known = lappend(*known, warehouse);
+	return warehouse;
+}
+
+/*
+ * The same by index: finds the rows, sorts them into the lock order and locks
+ * them.  False where a table does not allow it.
+ */
+static bool
+lock_demand_directly(Oid nspid, Demand *demand)
+{
+	TaRowReader *readers[2];
+	List	   *warehouses = NIL;
+	Found	   *found;
+	int			nfound = 0;
+	int			size = demand->ngroups * 2 + 2;
+
+	readers[0] = open_reader(nspid, "warehouses", false, warehouse_columns, lengthof(warehouse_columns));
+	readers[1] = open_reader(nspid, "inventory_stock", true, product_stock_columns, lengthof(product_stock_columns));
+	if (readers[0] == NULL || readers[1] == NULL)
+	{
+		close_readers(readers, lengthof(readers));
+		return false;
+	}
+
+	found = palloc(sizeof(Found) * size);
+	for (int g = 0; g < demand->ngroups; g++)
+	{
+		DemandGroup *group = &demand->groups[g];
+		Datum		values[6];
+		bool		nulls[6];
+		ItemPointerData tid;
+
+		CHECK_FOR_INTERRUPTS();
+		ta_reader_find(readers[1], UUIDPGetDatum(&group->product_id));
+		while (ta_reader_next(readers[1], values, nulls, &tid))
+		{
+			const Warehouse *warehouse;
+
+			if (nulls[2] != group->variant_id.isnull ||
+				(!nulls[2] && compare_uuids(DatumGetUUIDP(values[2]), &group->variant_id.value) != 0))
+				continue;
+			if (!group->warehouse_id.isnull &&
+				compare_uuids(DatumGetUUIDP(values[3]), &group->warehouse_id.value) != 0)
+				continue;
+			warehouse = find_warehouse(readers[0], &warehouses, DatumGetUUIDP(values[3]));
+			if (warehouse == NULL || (group->warehouse_id.isnull && !warehouse->is_active))
+				continue;
+			if (nfound == size)
+			{
+				size *= 2;
+				found = repalloc_huge(found, sizeof(Found) * size);
+			}
+			found[nfound].id = *DatumGetUUIDP(values[1]);
+			found[nfound].tid = tid;
+			found[nfound].group = g;
+			found[nfound].warehouse = warehouse;
+			nfound++;
+		}
+	}
+	qsort(found, nfound, sizeof(Found), compare_found);
+
+	demand->rows = palloc0(sizeof(StockRow) * Max(nfound, 1));
+	demand->candidates = palloc0(sizeof(Candidate) * Max(nfound, 1));
+	for (int f = 0; f < nfound; f++)
+	{
+		StockRow   *row;
+
+		if (demand->nrows == 0 || compare_uuids(&demand->rows[demand->nrows - 1].id, &found[f].id) != 0)
+		{
+			Datum		values[6];
+			bool		nulls[6];
+
+			CHECK_FOR_INTERRUPTS();
+			if (!ta_reader_lock(readers[1], &found[f].tid, values, nulls))
+				continue;
+			row = &demand->rows[demand->nrows++];
+			row->id = found[f].id;
+			row->tid = found[f].tid;
+			row->available = DatumGetInt32(values[4]) - DatumGetInt32(values[5]);
+			row->priority = found[f].warehouse->priority;
+			row->warehouse = found[f].warehouse->code;
+		}
+		else
+			row = &demand->rows[demand->nrows - 1];
+		demand->candidates[demand->ncandidates].group = found[f].group;
+		demand->candidates[demand->ncandidates].row = row;
+		demand->ncandidates++;
+	}
+	close_readers(readers, lengthof(readers));
+	return true;
+}
+
+static void
+lock_demand(Oid nspid, Demand *demand)
+{
+	if (!lock_demand_directly(nspid, demand))
+		lock_demand_by_statement(nspid, demand);
 
 	qsort(demand->candidates, demand->ncandidates, sizeof(Candidate), compare_candidates);
 	for (int c = demand->ncandidates - 1; c >= 0; c--)
@@ -1065,7 +1400,7 @@ ta_inventory_reserve(Oid nspid, TaLine *lines, int nlines,
  * locked, and returns the parts in the order of their stock rows.
  */
 static Part *
-lock_parts_of(Oid nspid, const pg_uuid_t *reservations, int nreservations, int *nparts)
+lock_parts_by_statement(Oid nspid, const pg_uuid_t *reservations, int nreservations, int *nparts)
 {
 	Datum		values[1];
 	Part	   *parts;
@@ -1084,6 +1419,89 @@ lock_parts_of(Oid nspid, const pg_uuid_t *reservations, int nreservations, int *
 		parts[i].tid = spi_tid(i, 5);
 	}
 	return parts;
+}
+
+static int
+compare_parts(const void *a, const void *b)
+{
+	return compare_uuids(&((const Part *) a)->stock_id, &((const Part *) b)->stock_id);
+}
+
+/* The same by index; NULL where a table does not allow it. */
+static Part *
+lock_parts_directly(Oid nspid, const pg_uuid_t *reservations, int nreservations, int *nparts)
+{
+	TaRowReader *readers[3];
+	Part	   *parts = NULL;
+	int			size = 8;
+	int			n = 0;
+	Datum		values[3];
+	bool		nulls[3];
+
+	readers[0] = open_reader(nspid, "stock_reservations", false,
+							 reservation_order_columns, lengthof(reservation_order_columns));
+	readers[1] = open_reader(nspid, "stock_reservation_parts", false,
+							 reservation_part_columns, lengthof(reservation_part_columns));
+	readers[2] = open_reader(nspid, "inventory_stock", true, stock_id_columns, lengthof(stock_id_columns));
+	if (readers[0] == NULL || readers[1] == NULL || readers[2] == NULL)
+	{
+		close_readers(readers, lengthof(readers));
+		return NULL;
+	}
+
+	parts = palloc(sizeof(Part) * size);
+	for (int r = 0; r < nreservations; r++)
+	{
+		TaUuid		order_id = {.isnull = true};
+
+		CHECK_FOR_INTERRUPTS();
+		ta_reader_find(readers[0], UUIDPGetDatum(&reservations[r]));
+		if (ta_reader_next(readers[0], values, nulls, NULL) && !nulls[1])
+		{
+			order_id.isnull = false;
+			order_id.value = *DatumGetUUIDP(values[1]);
+		}
+		ta_reader_find(readers[1], UUIDPGetDatum(&reservations[r]));
+		while (ta_reader_next(readers[1], values, nulls, NULL))
+		{
+			if (n == size)
+			{
+				size *= 2;
+				parts = repalloc_huge(parts, sizeof(Part) * size);
+			}
+			parts[n].reservation_id = reservations[r];
+			parts[n].order_id = order_id;
+			parts[n].stock_id = *DatumGetUUIDP(values[1]);
+			parts[n].quantity = DatumGetInt32(values[2]);
+			n++;
+		}
+	}
+	qsort(parts, n, sizeof(Part), compare_parts);
+
+	for (int i = 0; i < n; i++)
+	{
+		if (i > 0 && compare_uuids(&parts[i - 1].stock_id, &parts[i].stock_id) == 0)
+		{
+			parts[i].tid = parts[i - 1].tid;
+			continue;
+		}
+		CHECK_FOR_INTERRUPTS();
+		ta_reader_find(readers[2], UUIDPGetDatum(&parts[i].stock_id));
+		if (!ta_reader_next(readers[2], values, nulls, &parts[i].tid) ||
+			!ta_reader_lock(readers[2], &parts[i].tid, values, nulls))
+			elog(ERROR, "stock row of a reservation is missing");
+	}
+	close_readers(readers, lengthof(readers));
+	*nparts = n;
+	return parts;
+}
+
+static Part *
+lock_parts_of(Oid nspid, const pg_uuid_t *reservations, int nreservations, int *nparts)
+{
+	Part	   *parts = lock_parts_directly(nspid, reservations, nreservations, nparts);
+
+	return parts != NULL ? parts : lock_parts_by_statement(nspid, reservations, nreservations, nparts);
 }
 
 /*

@@ -100,7 +100,7 @@ struct TaRowWriter
 };
 
 static HTAB *formats = NULL;
-static bool direct_writes = true;
+static bool direct_rows = true;
 
 static void
 relation_changed(Datum arg, Oid relid)
@@ -132,14 +132,24 @@ ta_row_writer_init(void)
 						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
 
-	DefineCustomBoolVariable("techally.direct_writes",
-							 "Writes rows without SQL statements where a table allows it.",
+	DefineCustomBoolVariable("techally.direct_rows",
+							 "Reads and writes rows without SQL statements where a table allows it.",
 							 "For tests: both ways do the same.",
-							 &direct_writes,
+							 &direct_rows,
 							 true,
 							 PGC_USERSET,
 							 GUC_NOT_IN_SAMPLE,
 							 NULL, NULL, NULL);
+}
+
+/*
+ * ta_direct_rows
+ *		Whether rows may be read and written without statements.
+ */
+bool
+ta_direct_rows(void)
+{
+	return direct_rows;
 }
 
 /* Whether the table's triggers are such as the executor's row functions fire. */
@@ -326,7 +336,7 @@ ta_writer_open(Oid relid, CmdType operation, const TaColumn *columns, int ncolum
 	Format	   *format;
 	TaRowWriter *writer;
 
-	if (!direct_writes || !OidIsValid(relid))
+	if (!direct_rows || !OidIsValid(relid))
 		return NULL;
 	rel = table_open(relid, RowExclusiveLock);
 	format = format_of(rel, operation, columns, ncolumns);

@@ -23,6 +23,7 @@ typedef struct TaColumn
 typedef struct TaRowWriter TaRowWriter;
 
 extern void ta_row_writer_init(void);
+extern bool ta_direct_rows(void);
 
 extern TaRowWriter *ta_writer_open(Oid relid, CmdType operation,
 								   const TaColumn *columns, int ncolumns);

@@ -1,5 +1,6 @@
 -- Stock: receiving, adjusting, transferring, reserving, releasing, expiring.
 SET client_min_messages = warning;
+\set SHOW_CONTEXT never
 SELECT techally.create_store('inv');
 
 -- what a statement raises, without OIDs, keys or line numbers

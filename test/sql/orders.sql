@@ -1,5 +1,6 @@
 -- Orders: placing, pricing, moving along the machine, returning.
 SET client_min_messages = warning;
+\set SHOW_CONTEXT never
 SELECT techally.create_store('ord');
 
 CREATE FUNCTION raised(statement text) RETURNS TABLE (code text, message text, detail text)

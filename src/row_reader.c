@@ -1,0 +1,332 @@
+/*-------------------------------------------------------------------------
+ *
+ * row_reader.c
+ *	  Finding and locking rows by an index, without a plan.
+ *
+ * The counterpart of row_writer.c for the few rows that an order looks up: an
+ * index scan under the transaction's snapshot, as an Index Scan node makes it,
+ * and a row lock, as a LockRows node takes it.  The key is one column; any
+ * whole (not partial) B-tree index that begins with it will do.
+ *
+ * ta_reader_open returns NULL where the table does not allow it (row security
+ * for the role that reads, no such index, a column of another type, a missing
+ * privilege); the caller then has an SQL statement that does the same.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/relscan.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "executor/tuptable.h"
+#include "miscadmin.h"
+#include "parser/parse_coerce.h"
+#include "utils/acl.h"
+#include "utils/fmgroids.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/rls.h"
+#include "utils/snapmgr.h"
+
+#include "compat.h"
+#include "row_reader.h"
+
+#define MAX_COLUMNS 12
+
+typedef struct LookupKey
+{
+	Oid			relid;
+	const TaColumn *columns;
+} LookupKey;
+
+/* How a table is read by its first column of a list: kept between calls. */
+typedef struct Lookup
+{
+	LookupKey	key;
+	bool		valid;			/* set last, cleared by invalidation */
+	bool		usable;
+	Oid			index;
+	AttrNumber	attnums[MAX_COLUMNS];
+} Lookup;
+
+struct TaRowReader
+{
+	Relation	rel;
+	Relation	index;
+	RegProcedure equality;
+	AttrNumber	attnums[MAX_COLUMNS];
+	int			ncolumns;
+	Snapshot	snapshot;
+	IndexScanDesc scan;
+	TupleTableSlot *slot;
+	TupleTableSlot *locked;
+};
+
+static HTAB *lookups = NULL;
+
+static void
+relation_changed(Datum arg, Oid relid)
+{
+	HASH_SEQ_STATUS status;
+	Lookup	   *lookup;
+
+	hash_seq_init(&status, lookups);
+	while ((lookup = hash_seq_search(&status)) != NULL)
+	{
+		if (relid == InvalidOid || lookup->key.relid == relid)
+			lookup->valid = false;
+	}
+}
+
+/*
+ * ta_row_reader_init
+ *		Makes the cache.  Called once, by _PG_init.
+ */
+void
+ta_row_reader_init(void)
+{
+	HASHCTL		ctl = {0};
+
+	ctl.keysize = sizeof(LookupKey);
+	ctl.entrysize = sizeof(Lookup);
+	ctl.hcxt = CacheMemoryContext ? CacheMemoryContext : TopMemoryContext;
+	lookups = hash_create("techally row lookups", 32, &ctl,
+						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+}
+
+/* The function by which a key of this type is compared; 0: none of ours. */
+static RegProcedure
+equality_of(Oid type)
+{
+	switch (type)
+	{
+		case UUIDOID:
+			return F_UUID_EQ;
+		case TEXTOID:
+			return F_TEXTEQ;
+		default:
+			return InvalidOid;
+	}
+}
+
+/* An index that finds rows by their column attnum. */
+static Oid
+find_index(Relation rel, AttrNumber attnum)
+{
+	List	   *indexes = RelationGetIndexList(rel);
+	ListCell   *cell;
+	Oid			found = InvalidOid;
+
+	foreach(cell, indexes)
+	{
+		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
+
+		if (index->rd_index->indisvalid && index->rd_rel->relam == BTREE_AM_OID &&
+			index->rd_index->indkey.values[0] == attnum &&
+			RelationGetIndexPredicate(index) == NIL &&
+			!(index->rd_index->indcheckxmin))
+			found = RelationGetRelid(index);
+		index_close(index, AccessShareLock);
+		if (OidIsValid(found))
+			break;
+	}
+	list_free(indexes);
+	return found;
+}
+
+static void
+build_lookup(Lookup *lookup, Relation rel, const TaColumn *columns, int ncolumns)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+
+	Assert(ncolumns <= MAX_COLUMNS);
+	lookup->usable = false;
+	if (rel->rd_rel->relkind == RELKIND_RELATION)
+	{
+		lookup->usable = true;
+		for (int c = 0; c < ncolumns; c++)
+		{
+			Oid			type;
+
+			lookup->attnums[c] = get_attnum(RelationGetRelid(rel), columns[c].name);
+			if (lookup->attnums[c] <= 0)
+			{
+				lookup->usable = false;
+				break;
+			}
+			type = getBaseType(TupleDescAttr(desc, lookup->attnums[c] - 1)->atttypid);
+			if (!IsBinaryCoercible(type, columns[c].type))
+				lookup->usable = false;
+		}
+		if (lookup->usable)
+		{
+			lookup->index = find_index(rel, lookup->attnums[0]);
+			lookup->usable = OidIsValid(lookup->index);
+		}
+	}
+	lookup->valid = true;
+}
+
+/*
+ * ta_reader_open
+ *		Opens a table to find rows by the first of the columns.
+ *
+ * columns is a static array: its address is part of the cache's key.  Locks the
+ * table as a SELECT would, or one with FOR UPDATE.  The snapshot is the
+ * transaction's: in READ COMMITTED, a new one.
+ */
+TaRowReader *
+ta_reader_open(Oid relid, bool for_update, const TaColumn *columns, int ncolumns)
+{
+	LookupKey	key;
+	Lookup	   *lookup;
+	bool		found;
+	Relation	rel;
+	TaRowReader *reader;
+
+	if (!ta_direct_rows() || !OidIsValid(relid))
+		return NULL;
+	rel = table_open(relid, for_update ? RowShareLock : AccessShareLock);
+
+	memset(&key, 0, sizeof(key));
+	key.relid = relid;
+	key.columns = columns;
+	lookup = hash_search(lookups, &key, HASH_ENTER, &found);
+	if (!found || !lookup->valid)
+	{
+		lookup->valid = false;
+		build_lookup(lookup, rel, columns, ncolumns);
+	}
+	if (!lookup->usable ||
+		pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) != ACLCHECK_OK ||
+		(for_update && pg_class_aclcheck(relid, GetUserId(), ACL_UPDATE) != ACLCHECK_OK) ||
+		(rel->rd_rel->relrowsecurity && check_enable_rls(relid, InvalidOid, true) == RLS_ENABLED))
+	{
+		table_close(rel, NoLock);
+		return NULL;
+	}
+
+	reader = palloc0(sizeof(TaRowReader));
+	reader->rel = rel;
+	reader->ncolumns = ncolumns;
+	memcpy(reader->attnums, lookup->attnums, sizeof(reader->attnums));
+	reader->equality = equality_of(columns[0].type);
+	reader->index = index_open(lookup->index, AccessShareLock);
+	reader->snapshot = RegisterSnapshot(GetTransactionSnapshot());
+	reader->slot = MakeSingleTupleTableSlot(RelationGetDescr(rel), table_slot_callbacks(rel));
+	return reader;
+}
+
+/*
+ * ta_reader_find
+ *		Begins to look for the rows of a key.
+ */
+void
+ta_reader_find(TaRowReader *reader, Datum key)
+{
+	ScanKeyData scankey;
+
+	ScanKeyEntryInitialize(&scankey, 0, 1, BTEqualStrategyNumber, InvalidOid,
+						   reader->index->rd_indcollation[0], reader->equality, key);
+	if (reader->scan == NULL)
+		reader->scan = ta_index_beginscan(reader->rel, reader->index, reader->snapshot, 1);
+	index_rescan(reader->scan, &scankey, 1, NULL, 0);
+}
+
+/* The columns of a slot. */
+static void
+read_columns(TaRowReader *reader, TupleTableSlot *slot, Datum *values, bool *nulls)
+{
+	for (int c = 0; c < reader->ncolumns; c++)
+		values[c] = slot_getattr(slot, reader->attnums[c], &nulls[c]);
+}
+
+/*
+ * ta_reader_next
+ *		The next row of the key, false when there is none.
+ *
+ * What is passed by reference points into the row: it holds until the next
+ * call.  tid may be NULL.
+ */
+bool
+ta_reader_next(TaRowReader *reader, Datum *values, bool *nulls, ItemPointer tid)
+{
+	if (!index_getnext_slot(reader->scan, ForwardScanDirection, reader->slot))
+		return false;
+	read_columns(reader, reader->slot, values, nulls);
+	if (tid != NULL)
+		*tid = reader->slot->tts_tid;
+	return true;
+}
+
+/*
+ * ta_reader_lock
+ *		Locks a row that was found, FOR NO KEY UPDATE, waiting for whoever has it.
+ *
+ * tid becomes that of the version that is locked, in READ COMMITTED the newest,
+ * and the columns are read from it.  Returns false where the row was deleted
+ * meanwhile; raises 40001 where a stricter isolation level forbids to go on.
+ */
+bool
+ta_reader_lock(TaRowReader *reader, ItemPointer tid, Datum *values, bool *nulls)
+{
+	TM_FailureData failure;
+	TM_Result	result;
+	int			flags = TUPLE_LOCK_FLAG_LOCK_UPDATE_IN_PROGRESS;
+
+	if (reader->locked == NULL)
+		reader->locked = MakeSingleTupleTableSlot(RelationGetDescr(reader->rel),
+												  table_slot_callbacks(reader->rel));
+	if (!IsolationUsesXactSnapshot())
+		flags |= TUPLE_LOCK_FLAG_FIND_LAST_VERSION;
+
+	result = table_tuple_lock(reader->rel, tid, reader->snapshot, reader->locked,
+							  GetCurrentCommandId(true), LockTupleNoKeyExclusive,
+							  LockWaitBlock, flags, &failure);
+	switch (result)
+	{
+		case TM_Ok:
+			*tid = reader->locked->tts_tid;
+			read_columns(reader, reader->locked, values, nulls);
+			return true;
+
+		case TM_Updated:
+		case TM_Deleted:
+			if (IsolationUsesXactSnapshot())
+				ereport(ERROR,
+						(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+						 errmsg("could not serialize access due to concurrent update")));
+			return false;
+
+		default:
+			elog(ERROR, "unexpected result of a row lock: %d", (int) result);
+	}
+}
+
+/*
+ * ta_reader_close
+ *		Ends the scan; the table stays locked until the transaction ends.
+ */
+void
+ta_reader_close(TaRowReader *reader)
+{
+	if (reader->scan != NULL)
+		index_endscan(reader->scan);
+	ExecDropSingleTupleTableSlot(reader->slot);
+	if (reader->locked != NULL)
+		ExecDropSingleTupleTableSlot(reader->locked);
+	UnregisterSnapshot(reader->snapshot);
+	index_close(reader->index, NoLock);
+	table_close(reader->rel, NoLock);
+	pfree(reader);
+}
