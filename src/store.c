@@ -21,9 +21,9 @@
  *	 the names in them.
  * - The registry is written as its owner, in the narrowest block.
  *
- * Lock order: creators of a store of one name queue on an advisory lock of the
- * transaction; everything else first locks the store's schema_migrations in
- * SHARE ROW EXCLUSIVE mode, and then what the migrations lock.
+ * Lock order: who makes or drops a store first takes an advisory lock of the
+ * transaction on its name; then everybody locks the store's schema_migrations
+ * in SHARE ROW EXCLUSIVE mode, and then what the migrations lock.
  *
  *-------------------------------------------------------------------------
  */
@@ -64,7 +64,7 @@
 
 #define MIGRATIONS_TABLE "schema_migrations"
 #define VERSION_LENGTH 15		/* YYYYMMDD_HHMMSS */
-#define CREATE_LOCK_SPACE 0x74616c79	/* "taly" */
+#define NAME_LOCK_SPACE 0x74616c79	/* "taly" */
 
 /* What is installed: one migration. */
 typedef struct Migration
@@ -154,6 +154,12 @@ static const TaStatement lock_orders = {
 static const TaStatement find_order = {
 	"SELECT 1 FROM @store@.orders LIMIT 1", 0
 };
+static const TaStatement count_columns = {
+	"SELECT pg_catalog.count(*)::pg_catalog.int4"
+	"  FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid"
+	" WHERE c.relnamespace = $1 AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped",
+	1, {OIDOID}
+};
 
 /* The bookkeeping table is no migration's: it is there before the first. */
 static const char *const make_migrations_table[] = {
@@ -179,8 +185,8 @@ void
 ta_store_init(void)
 {
 	DefineCustomBoolVariable("techally.allow_drop",
-							 "Lets techally.drop_store drop a store that has orders.",
-							 NULL,
+							 "Lets a store that has orders be dropped.",
+							 "Also lets techally.upgrade_store take it down to a version that cannot hold them.",
 							 &allow_drop,
 							 false,
 							 PGC_USERSET,
@@ -924,6 +930,19 @@ run_statements(const char *const *statements, int count)
 	}
 }
 
+/*
+ * Until the transaction ends, lets nobody else make or drop a store of this
+ * name: before it is made there is no table to lock.
+ */
+static void
+lock_name(const char *name)
+{
+	DirectFunctionCall2(pg_advisory_xact_lock_int4,
+						Int32GetDatum(NAME_LOCK_SPACE),
+						Int32GetDatum((int32) hash_bytes((const unsigned char *) name, strlen(name))));
+	AcceptInvalidationMessages();
+}
+
 /* Creates the store's schema, or takes an empty one that the caller owns. */
 static void
 make_schema(Store *store)
@@ -990,11 +1009,7 @@ ta_create_store(PG_FUNCTION_ARGS)
 	check_store_name(store.name);
 	check_machine(store.machine);
 
-	DirectFunctionCall2(pg_advisory_xact_lock_int4,
-						Int32GetDatum(CREATE_LOCK_SPACE),
-						Int32GetDatum((int32) hash_bytes((const unsigned char *) store.name,
-														 strlen(store.name))));
-	AcceptInvalidationMessages();
+	lock_name(store.name);
 	make_schema(&store);
 
 	migration_frame_begin(&frame, &store);
@@ -1009,12 +1024,53 @@ ta_create_store(PG_FUNCTION_ARGS)
 }
 
 /*
+ * Whether there are orders that must not be lost: not where the caller has
+ * allowed it.  Locks them first, so that none can come after the look.
+ */
+static bool
+has_guarded_orders(const Store *store)
+{
+	MigrationFrame frame;
+	bool		result;
+
+	if (allow_drop || !OidIsValid(get_relname_relid("orders", store->nspid)))
+		return false;
+
+	migration_frame_begin(&frame, store);
+	ta_execute(store->nspid, &lock_orders, SPI_OK_UTILITY, NULL, NULL);
+	PushActiveSnapshot(GetLatestSnapshot());
+	result = ta_query(store->nspid, &find_order, NULL, NULL) > 0;
+	PopActiveSnapshot();
+	migration_frame_end(&frame);
+	return result;
+}
+
+/* How many columns the store's tables have, as things are now. */
+static int
+column_count(const Store *store)
+{
+	TaFrame		frame;
+	Datum		values[1] = {ObjectIdGetDatum(store->nspid)};
+	bool		isnull;
+	int			result;
+
+	ta_frame_begin(&frame, InvalidOid);
+	PushActiveSnapshot(GetLatestSnapshot());
+	(void) ta_query(engine_namespace(), &count_columns, values, NULL);
+	result = DatumGetInt32(ta_spi_value(0, 1, &isnull));
+	PopActiveSnapshot();
+	ta_frame_end(&frame);
+	return result;
+}
+
+/*
  * upgrade_store(store name, target text) returns void
  *		Brings a store to a version, up or down; NULL: the newest.
  *
  * Raises TA009 for an unknown store or version, for a file that has changed or
  * is missing, 42501 where the caller does not own the schema, 22004 for a NULL
- * store, and what a migration raises.
+ * store, 55006 where the way down would take columns away while there are
+ * orders and techally.allow_drop is off, and what a migration raises.
  */
 Datum
 ta_upgrade_store(PG_FUNCTION_ARGS)
@@ -1039,32 +1095,21 @@ ta_upgrade_store(PG_FUNCTION_ARGS)
 
 	applied = applied_migrations(&store);
 	verify_applied(&store, applied, installed);
-	if (target != NULL)
+	if (target != NULL && applied != NIL &&
+		strcmp(((Applied *) llast(applied))->version, target) > 0)
+	{
+		int			guarded_columns = has_guarded_orders(&store) ? column_count(&store) : 0;
+
 		migrate_down_to(&store, applied, target);
+		if (guarded_columns > 0 && column_count(&store) < guarded_columns)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("store \"%s\" has orders", store.name),
+					 errdetail("Version \"%s\" lacks tables or columns that they need.", target),
+					 errhint("To lose what is in them, SET techally.allow_drop = on first.")));
+	}
 	migrate_up_to(&store, applied, installed, target);
 	PG_RETURN_VOID();
-}
-
-/* Raises 55006 where the store has orders and they are not to be dropped. */
-static void
-refuse_orders(const Store *store)
-{
-	MigrationFrame frame;
-
-	if (allow_drop || !OidIsValid(get_relname_relid("orders", store->nspid)))
-		return;
-
-	/* locked first, so that none can come between the look and the drop */
-	migration_frame_begin(&frame, store);
-	ta_execute(store->nspid, &lock_orders, SPI_OK_UTILITY, NULL, NULL);
-	PushActiveSnapshot(GetLatestSnapshot());
-	if (ta_query(store->nspid, &find_order, NULL, NULL) > 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("store \"%s\" has orders", store->name),
-				 errhint("To drop it with them, SET techally.allow_drop = on first.")));
-	PopActiveSnapshot();
-	migration_frame_end(&frame);
 }
 
 /*
@@ -1086,9 +1131,14 @@ ta_drop_store(PG_FUNCTION_ARGS)
 	const char *drops[2];
 
 	refuse_null(fcinfo, 0, "store");
+	lock_name(NameStr(*PG_GETARG_NAME(0)));
 	open_store(&store, PG_GETARG_NAME(0));
 	store.machine = registered_machine(&store);
-	refuse_orders(&store);
+	if (has_guarded_orders(&store))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("store \"%s\" has orders", store.name),
+				 errhint("To drop it with them, SET techally.allow_drop = on first.")));
 
 	applied = applied_migrations(&store);
 	verify_applied(&store, applied, installed_migrations());
