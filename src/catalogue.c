@@ -185,7 +185,7 @@ register_skus(FunctionCallInfo fcinfo, const char *function_name, const char *ta
 		for (uint64 row = 0; row < count && row < MAX_CLASHES_SHOWN; row++)
 			appendStringInfo(&skus, "%s%s", row > 0 ? ", " : "", ta_spi_text(row, 1));
 		if (count > MAX_CLASHES_SHOWN)
-			appendStringInfoString(&skus, ", ...");
+			appendStringInfoString(&skus, " and others");
 		raise_sku_clash(rel, skus.data, count != 1);
 	}
 	ta_frame_end(&frame);
