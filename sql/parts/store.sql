@@ -40,7 +40,9 @@ AS 'MODULE_PATHNAME', 'ta_store_version';
 COMMENT ON FUNCTION techally.store_version(regclass) IS
 'The newest migration of a registered store; NULL for any other table';
 
-CREATE VIEW techally.stores AS
+-- A barrier, so that FROM techally.stores s, techally.check_store(s.store) asks
+-- for the stores only, and not for every schema that there is.
+CREATE VIEW techally.stores WITH (security_barrier) AS
 SELECT n.nspname AS store,
        r.machine,
        techally.store_version(r.anchor) AS version,

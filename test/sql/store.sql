@@ -94,6 +94,7 @@ SELECT version, description, checksum ~ '^[0-9a-f]{64}$' AS has_checksum FROM re
 SELECT name, value FROM regress_shop.store_settings;
 SELECT code FROM regress_shop.warehouses;
 SELECT * FROM techally.check_store('regress_shop');
+SELECT s.store, c.* FROM techally.stores s, techally.check_store(s.store) c;
 -- it belongs to nobody but its owner
 SELECT count(*) FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'techally'
  WHERE d.deptype = 'e' AND d.refclassid = 'pg_extension'::regclass AND d.objid IN (SELECT oid FROM pg_class WHERE relnamespace = 'regress_shop'::regnamespace);
