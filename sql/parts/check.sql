@@ -4,6 +4,11 @@ CREATE FUNCTION techally.check_store(store name)
 RETURNS TABLE (rule text, subject text, detail text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $function$
+DECLARE
+    -- the store's name as it stands in its functions
+    literal text := CASE WHEN store ~ '[$\\]'
+                         THEN 'E''' || replace(replace(replace(store, '\', '\\'), '''', ''''''), '$', '\x24') || ''''
+                         ELSE quote_literal(store) END;
 BEGIN
     IF store IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
@@ -189,7 +194,15 @@ SELECT 'guard', 'orders.status', 'a trigger of the state machine is missing or d
    AND (SELECT count(*) FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid
          WHERE t.tgrelid = (SELECT oid FROM relations WHERE relname = 'orders') AND t.tgenabled <> 'D'
            AND f.proname = 'enforce_machine' AND f.pronamespace = 'techally'::regnamespace) < 2
-$query$, '@store@', quote_ident(store)) USING store;
+UNION ALL
+-- as after a change of the schema's name
+SELECT 'guard', p.proname, 'function serves another store'
+  FROM pg_proc p
+ WHERE p.pronamespace = (SELECT n.oid FROM pg_namespace n WHERE n.nspname = $1)
+   AND position(format('techally.%s(', p.proname) IN p.prosrc) > 0
+   AND position(format('techally.%s(%s,', p.proname, $2) IN p.prosrc) = 0
+   AND position(format('techally.%s(%s)', p.proname, $2) IN p.prosrc) = 0
+$query$, '@store@', quote_ident(store)) USING store, literal;
 END
 $function$;
 
