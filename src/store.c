@@ -1002,6 +1002,7 @@ ta_create_store(PG_FUNCTION_ARGS)
 	Store		store = {0};
 	MigrationFrame frame;
 
+	PreventCommandIfReadOnly("create_store()");
 	refuse_null(fcinfo, 0, "store");
 	refuse_null(fcinfo, 1, "machine");
 	store.name = pstrdup(NameStr(*PG_GETARG_NAME(0)));
@@ -1080,6 +1081,7 @@ ta_upgrade_store(PG_FUNCTION_ARGS)
 	List	   *applied;
 	char	   *target = NULL;
 
+	PreventCommandIfReadOnly("upgrade_store()");
 	refuse_null(fcinfo, 0, "store");
 	if (!PG_ARGISNULL(1))
 		target = text_to_cstring(PG_GETARG_TEXT_PP(1));
@@ -1130,6 +1132,7 @@ ta_drop_store(PG_FUNCTION_ARGS)
 	Datum		values[1];
 	const char *drops[2];
 
+	PreventCommandIfReadOnly("drop_store()");
 	refuse_null(fcinfo, 0, "store");
 	lock_name(NameStr(*PG_GETARG_NAME(0)));
 	open_store(&store, PG_GETARG_NAME(0));
@@ -1200,6 +1203,7 @@ ta_adopt_store(PG_FUNCTION_ARGS)
 	ListCell   *lc;
 	Datum		created_at;
 
+	PreventCommandIfReadOnly("adopt_store()");
 	refuse_null(fcinfo, 0, "store");
 	open_store(&store, PG_GETARG_NAME(0));
 	check_store_name(store.name);

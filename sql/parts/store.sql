@@ -79,12 +79,16 @@ BEGIN
        AND a.target = d.objid
        AND (d.objsubid = 0 OR d.address_names[3] = a.column_name);
 
-    -- a history that nobody writes any more must not come about in silence
+    -- a history that nobody writes any more must not come about in silence; it
+    -- may go where the machine's triggers have gone before (pg_restore --clean)
     SELECT a.* INTO attachment
       FROM techally.machine_attachments a
       JOIN pg_catalog.pg_event_trigger_dropped_objects() d ON d.objid = a.history
      WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
        AND d.objsubid = 0
+       AND EXISTS (SELECT FROM pg_catalog.pg_trigger t
+                    WHERE t.tgrelid = a.target
+                      AND t.tgfoid = 'techally.enforce_machine()'::pg_catalog.regprocedure)
      LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION USING
@@ -93,6 +97,13 @@ BEGIN
             DETAIL = pg_catalog.format('The state machine of its column "%s" writes there.', attachment.column_name),
             HINT = 'Run techally.attach_machine with another history or none, or techally.detach_machine, first.';
     END IF;
+
+    UPDATE techally.machine_attachments a
+       SET history = NULL
+      FROM pg_catalog.pg_event_trigger_dropped_objects() d
+     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+       AND d.objsubid = 0
+       AND a.history = d.objid;
 END
 $function$;
 REVOKE ALL ON FUNCTION techally.forget_dropped() FROM PUBLIC;

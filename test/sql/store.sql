@@ -273,7 +273,7 @@ SELECT techally.adopt_store('regress_undone');
 SELECT techally.drop_store('regress_undone');
 COMMIT;
 BEGIN READ ONLY;
-SELECT techally.create_store('regress_undone');
+SELECT r.code, r.message FROM unnest(ARRAY['create', 'upgrade', 'adopt', 'drop']) s, raised(format('SELECT techally.%s_store(''regress_empty'')', s)) r;
 ROLLBACK;
 
 -- the caller's settings do not matter
@@ -354,6 +354,9 @@ DROP TABLE regress_half.schema_migrations;
 SELECT anchor FROM techally.store_registry ORDER BY anchor::text;
 SELECT target, column_name, machine, history FROM techally.machine_attachments ORDER BY target::text;
 BEGIN;
+SELECT code, message FROM raised('DROP TABLE regress_empty.order_status_history CASCADE');
+SELECT format('DROP TRIGGER %I ON %s', tgname, tgrelid::regclass) FROM pg_trigger
+ WHERE tgrelid = 'regress_empty.orders'::regclass AND tgfoid = 'techally.enforce_machine'::regproc ORDER BY tgname \gexec
 DROP TABLE regress_empty.order_status_history CASCADE;
 SELECT target, column_name, machine, history FROM techally.machine_attachments ORDER BY target::text;
 ALTER TABLE regress_empty.orders DROP COLUMN status CASCADE;

@@ -163,7 +163,7 @@ $node->safe_psql(
 	CREATE POLICY own_orders ON shop.orders FOR SELECT TO reporting USING (total < 100);
 	GRANT USAGE ON SCHEMA shop TO reporting;
 	GRANT SELECT ON shop.orders TO reporting;
-	GRANT EXECUTE ON FUNCTION shop.available(text, text) TO reporting;
+	GRANT EXECUTE ON FUNCTION shop.available, techally.create_store TO reporting;
 	CREATE VIEW shop.own_turnover AS SELECT status, sum(total) FROM shop.orders GROUP BY status;
 	COMMENT ON COLUMN shop.products.colour IS 'Ours';
 	CREATE TABLE shop.own_notes (order_id uuid REFERENCES shop.orders (id), note text);
@@ -172,7 +172,8 @@ $node->safe_psql(
 my $user_objects = q{
 	SELECT (SELECT count(*) FROM shop.products WHERE colour = 'blue'), to_regclass('shop.own_products_colour') IS NOT NULL,
 	       (SELECT count(*) FROM pg_constraint WHERE conname = 'own_users_name'), (SELECT count(*) FROM pg_policies WHERE policyname = 'own_orders'),
-	       has_function_privilege('reporting', 'shop.available(text, text)', 'EXECUTE'), (SELECT count(*) FROM shop.own_notes)};
+	       has_function_privilege('reporting', 'shop.available(text, text)', 'EXECUTE'),
+	       (SELECT count(*) FROM shop.own_notes)};
 my $registry = q{
 	SELECT string_agg(concat_ws(' ', s.store, s.machine, s.version, s.created_at), ', ' ORDER BY s.store),
 	       (SELECT string_agg(concat_ws(' ', a.target, a.column_name, a.machine, a.history), ', ' ORDER BY a.target::text) FROM techally.machine_attachments a),
@@ -206,6 +207,7 @@ for my $database ('plain', 'parallel', 'inserts')
 	is($node->safe_psql($database, $registry), $registered, "$database: the registry is complete");
 	is($node->safe_psql($database, $user_objects), $added, "$database: what the DBA has added is there");
 	works($database, 'shop', @walk);
+	is($node->safe_psql($database, q{SELECT has_function_privilege('reporting', 'techally.create_store(name, text)', 'EXECUTE')}), 't', "$database: and the rights that were given");
 	works($database, $gift_store, @gift_walk) if $database eq 'plain';
 	is($node->safe_psql($database, "SELECT shop.expire_reservations()"), '2', "$database: what had expired can be swept");
 	$node->safe_psql($database, "SELECT techally.upgrade_store('shop'), techally.adopt_store('shop')");
