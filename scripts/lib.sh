@@ -222,7 +222,7 @@ ta_copy_server() {
 	bindir=$("$PG_CONFIG" --bindir)
 	mkdir -p "$server$bindir"
 	for program in postgres initdb psql pgbench createdb dropdb pg_config pg_ctl pg_isready pg_dump pg_dumpall \
-		pg_restore pg_basebackup pg_controldata pg_waldump pg_resetwal pg_amcheck pg_upgrade; do
+		pg_restore vacuumdb pg_basebackup pg_controldata pg_waldump pg_resetwal pg_amcheck pg_upgrade; do
 		[ ! -e "$bindir/$program" ] || cp -pL "$bindir/$program" "$server$bindir/"
 	done
 	for option in --pkglibdir --sharedir; do
