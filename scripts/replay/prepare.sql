@@ -132,19 +132,21 @@ CREATE INDEX lines_position_idx ON :"work".lines (position);
 ANALYZE :"work".lines, :"work".matches, :"work".rejects;
 
 -- 5. The catalogue.  A product is called what it is called most often where it
---    is sold, since elsewhere the description is a remark ("damaged", "check"),
---    and costs what it costs most often.
+--    is sold; where it is written off the description is a remark ("damaged"),
+--    and where it is given away it may be one ("check").  It costs what it costs
+--    most often.
 
 CREATE TEMPORARY TABLE catalogue ON COMMIT DROP AS
 WITH sold AS (
-    SELECT c.sku, c.description, c.unit_price, count(*) AS times, min(c.invoice_date::timestamp) AS first_seen
+    SELECT c.sku, c.class = 'stock write-off' AS is_write_off, c.description, c.unit_price,
+           count(*) AS times, min(c.invoice_date::timestamp) AS first_seen
       FROM classified c
      WHERE c.is_product AND c.sku IS NOT NULL AND c.position IS NOT NULL AND c.amount IS NOT NULL
-     GROUP BY c.sku, c.description, c.unit_price
+     GROUP BY c.sku, c.class = 'stock write-off', c.description, c.unit_price
 ), names AS (
     SELECT DISTINCT ON (s.sku) s.sku, s.description
       FROM sold s
-     WHERE s.description IS NOT NULL
+     WHERE s.description IS NOT NULL AND NOT s.is_write_off
      GROUP BY s.sku, s.description
      ORDER BY s.sku, bool_or(s.unit_price > 0) DESC, sum(s.times) DESC, s.description COLLATE "C"
 ), prices AS (

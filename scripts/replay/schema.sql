@@ -333,7 +333,7 @@ BEGIN
                     LOOP
                         PERFORM @store@.adjust_stock(written_off.sku, written_off.quantity, 'main',
                             CASE WHEN written_off.description ~*
-                                 'dam[ae]g|dagam|break|broke|crush|smash|wet|rust|mould|faulty|thrown?[ -]*a|destroy|unsale|lost|smudge'
+                                 'dam[ae]g|dagam|break|broke|crack|crush|smash|smudge|wet|rust|mould|faulty|thrown?[ -]*a|destroy|unsale'
                                  THEN 'damage' ELSE 'adjustment' END,
                             format('online-retail %s line %s: %s', document.invoice, written_off.line,
                                    written_off.description));
