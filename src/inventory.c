@@ -162,6 +162,13 @@ static const TaStatement lock_candidates = {
 	3, {UUIDARRAYOID, UUIDARRAYOID, UUIDARRAYOID}
 };
 
+static const TaStatement lock_orders_reservations = {
+	"SELECT r.id FROM @store@.stock_reservations r"
+	" WHERE r.order_id = ANY ($1) AND r.status = 'active'"
+	" ORDER BY r.id FOR NO KEY UPDATE",
+	1, {UUIDARRAYOID}
+};
+
 static const TaStatement lock_orders_stock = {
 	"SELECT s.id FROM @store@.inventory_stock s"
 	" WHERE s.product_id IN (SELECT i.product_id FROM @store@.order_items i WHERE i.order_id = ANY ($1))"
@@ -1643,7 +1650,8 @@ ta_inventory_hold(Oid nspid, const pg_uuid_t *orders, int norders)
 
 /*
  * ta_inventory_lock_orders
- *		Locks every stock row that the orders' products have, in the lock order.
+ *		Locks the orders' active reservations, then every stock row that their
+ *		products have.
  *
  * For what is about to touch stock in several steps: afterwards no step waits.
  */
@@ -1653,6 +1661,7 @@ ta_inventory_lock_orders(Oid nspid, const pg_uuid_t *orders, int norders)
 	Datum		values[1];
 
 	values[0] = ta_uuid_array(orders, norders);
+	ta_execute(nspid, &lock_orders_reservations, SPI_OK_SELECT, values, NULL);
 	ta_execute(nspid, &lock_orders_stock, SPI_OK_SELECT, values, NULL);
 }
 
