@@ -181,14 +181,21 @@ static const TaStatement lock_stock = {
 	1, {UUIDARRAYOID}
 };
 
-/* frees the expired parts of rows that the caller has locked */
+/*
+ * Frees the expired parts of rows that the caller has locked.  The reservation
+ * is marked as well: whoever is waiting for it and judged its time before must
+ * see that it has changed.
+ */
 static const TaStatement sweep_expired = {
 	"WITH gone AS ("
-	"  SELECT r.id FROM @store@.stock_reservations r"
-	"   WHERE r.status = 'active' AND r.expires_at <= $2"
-	"     AND EXISTS (SELECT 1 FROM @store@.stock_reservation_parts p"
-	"                  WHERE p.reservation_id = r.id AND p.stock_id = ANY ($1))"
-	"     FOR NO KEY UPDATE OF r SKIP LOCKED),"
+	"  UPDATE @store@.stock_reservations r SET closed_at = $2"
+	"    FROM (SELECT e.id FROM @store@.stock_reservations e"
+	"           WHERE e.status = 'active' AND e.expires_at <= $2"
+	"             AND EXISTS (SELECT 1 FROM @store@.stock_reservation_parts p"
+	"                          WHERE p.reservation_id = e.id AND p.stock_id = ANY ($1))"
+	"             FOR NO KEY UPDATE OF e SKIP LOCKED) AS found"
+	"   WHERE r.id = found.id"
+	"  RETURNING r.id),"
 	" freed AS ("
 	"  DELETE FROM @store@.stock_reservation_parts p USING gone"
 	"   WHERE p.reservation_id = gone.id AND p.stock_id = ANY ($1)"
@@ -280,14 +287,14 @@ static const TaColumn movement_columns[] = {
 
 static const TaStatement hold_reservations = {
 	"UPDATE @store@.stock_reservations SET expires_at = 'infinity'"
-	" WHERE order_id = ANY ($1) AND status = 'active' AND expires_at > $2"
+	" WHERE order_id = ANY ($1) AND status = 'active' AND closed_at IS NULL AND expires_at > $2"
 	" RETURNING order_id",
 	2, {UUIDARRAYOID, TIMESTAMPTZOID}
 };
 
 static const TaStatement sell_reservations = {
 	"UPDATE @store@.stock_reservations SET status = 'committed', closed_at = $2"
-	" WHERE order_id = ANY ($1) AND status = 'active' AND expires_at > $2"
+	" WHERE order_id = ANY ($1) AND status = 'active' AND closed_at IS NULL AND expires_at > $2"
 	" RETURNING id, order_id",
 	2, {UUIDARRAYOID, TIMESTAMPTZOID}
 };
