@@ -314,14 +314,32 @@ static const TaStatement expire_order_reservations = {
 	2, {UUIDARRAYOID, TIMESTAMPTZOID}
 };
 
+/*
+ * The sweeper waits for nothing.  If it waited for a stock row with reservations
+ * in its hands, whoever wanted their units of another row would be told that
+ * there are none.
+ */
+static const TaStatement lock_expired_stock = {
+	"SELECT s.id FROM @store@.inventory_stock s"
+	" WHERE s.id IN (SELECT p.stock_id"
+	"                  FROM (SELECT e.id FROM @store@.stock_reservations e"
+	"                         WHERE e.status = 'active' AND e.expires_at <= $1"
+	"                         ORDER BY e.expires_at LIMIT $2) AS oldest"
+	"                  JOIN @store@.stock_reservation_parts p ON p.reservation_id = oldest.id)"
+	" ORDER BY s.id FOR NO KEY UPDATE SKIP LOCKED",
+	2, {TIMESTAMPTZOID, INT4OID}
+};
+
 static const TaStatement expire_oldest = {
 	"UPDATE @store@.stock_reservations r SET status = 'expired', closed_at = $1"
 	"  FROM (SELECT e.id FROM @store@.stock_reservations e"
 	"         WHERE e.status = 'active' AND e.expires_at <= $1"
+	"           AND NOT EXISTS (SELECT 1 FROM @store@.stock_reservation_parts p"
+	"                            WHERE p.reservation_id = e.id AND p.stock_id <> ALL ($3))"
 	"         ORDER BY e.expires_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED) AS gone"
 	" WHERE r.id = gone.id"
 	" RETURNING r.id",
-	2, {TIMESTAMPTZOID, INT4OID}
+	3, {TIMESTAMPTZOID, INT4OID, UUIDARRAYOID}
 };
 
 static const TaStatement lock_parts = {
@@ -2312,7 +2330,7 @@ ta_commit_reservation(PG_FUNCTION_ARGS)
  *		Collects at most max_rows reservations that have expired, the oldest
  *		first; returns how many.
  *
- * Skips what others have locked.  Locks the reservations, then their stock rows.
+ * Waits for nobody: leaves for later what is locked, or has a stock row that is.
  */
 PG_FUNCTION_INFO_V1(ta_expire_reservations);
 Datum
@@ -2321,7 +2339,7 @@ ta_expire_reservations(PG_FUNCTION_ARGS)
 	static const char *const names[] = {"store", "max_rows"};
 	TaFrame		frame;
 	Oid			nspid;
-	Datum		values[2];
+	Datum		values[3];
 	pg_uuid_t  *ids;
 	int			count;
 
@@ -2335,6 +2353,11 @@ ta_expire_reservations(PG_FUNCTION_ARGS)
 	ta_frame_begin(&frame, InvalidOid);
 	values[0] = TimestampTzGetDatum(GetCurrentTimestamp());
 	values[1] = PG_GETARG_DATUM(1);
+	count = (int) ta_execute(nspid, &lock_expired_stock, SPI_OK_SELECT, values, NULL);
+	ids = palloc(sizeof(pg_uuid_t) * Max(count, 1));
+	for (int i = 0; i < count; i++)
+		ids[i] = spi_uuid(i, 1);
+	values[2] = ta_uuid_array(ids, count);
 	count = (int) ta_execute(nspid, &expire_oldest, SPI_OK_UPDATE_RETURNING, values, NULL);
 	ids = palloc(sizeof(pg_uuid_t) * Max(count, 1));
 	for (int i = 0; i < count; i++)
