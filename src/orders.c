@@ -1152,12 +1152,17 @@ write_return(Oid nspid, const pg_uuid_t *order_id, ReturnLine *items, int nitems
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("cannot return more of SKU \"%s\" than was sold", item->sku)));
 
-		/* the last units of a line take what is left of its total, to the cent */
-		item->amount = item->quantity == item->left ? item->amount_left :
-			DirectFunctionCall2(numeric_round,
-								DirectFunctionCall2(numeric_mul, item->unit_price,
-													numeric_of_int(item->quantity)),
-								Int32GetDatum(2));
+		/*
+		 * The units that stay keep their price, rounded once: however a line
+		 * is split into returns, their amounts add up to its total and none
+		 * is negative.
+		 */
+		item->amount =
+			DirectFunctionCall2(numeric_sub, item->amount_left,
+								DirectFunctionCall2(numeric_round,
+													DirectFunctionCall2(numeric_mul, item->unit_price,
+																		numeric_of_int(item->left - item->quantity)),
+													Int32GetDatum(2)));
 		ids[n] = item->item_id;
 		quantities[n] = item->quantity;
 		amounts[n] = item->amount;
