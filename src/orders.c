@@ -1231,8 +1231,13 @@ take_return_line(ReturnLine *items, int nitems, JsonbContainer *object, int n)
 	if (members[1] != NULL)
 		sku = string_member(members[1], "lines", n, "sku");
 	if (members[2] != NULL)
-		line_number = DatumGetInt32(DirectFunctionCall1(numeric_int4,
-														numeric_member(members[2], "lines", n, "line_number")));
+	{
+		Datum		number = numeric_member(members[2], "lines", n, "line_number");
+
+		if (compare_numerics(number, DirectFunctionCall2(numeric_trunc, number, Int32GetDatum(0))) != 0)
+			raise_malformed("lines", n, "line_number", "a whole number");
+		line_number = DatumGetInt32(DirectFunctionCall1(numeric_int4, number));
+	}
 	quantity = quantity_member(members[3], "lines", n);
 
 	for (int i = 0; i < nitems; i++)
