@@ -101,7 +101,7 @@ COMMENT ON COLUMN stock_reservations.quantity IS 'Units, over all parts';
 COMMENT ON COLUMN stock_reservations.status IS 'active, committed (sold), released or expired';
 COMMENT ON COLUMN stock_reservations.expires_at IS 'When the promise ends; infinity once the order is being paid';
 COMMENT ON COLUMN stock_reservations.created_at IS 'When it was made';
-COMMENT ON COLUMN stock_reservations.closed_at IS 'When it ceased to be active';
+COMMENT ON COLUMN stock_reservations.closed_at IS 'When it ceased to be active, or, still active, first lost expired units to somebody else';
 
 CREATE TABLE stock_reservation_parts (
     reservation_id uuid    NOT NULL CONSTRAINT fk_stock_reservation_parts_reservation REFERENCES stock_reservations (id) ON DELETE CASCADE,
