@@ -44,6 +44,7 @@
 #include "errors.h"
 #include "inventory.h"
 #include "request_util.h"
+#include "row_reader.h"
 #include "row_writer.h"
 #include "spi_util.h"
 #include "state_machine.h"
@@ -858,6 +859,78 @@ ta_import_order(PG_FUNCTION_ARGS)
  * ---------------------------------------------------------------------
  */
 
+static void post_effect(Oid nspid, const char *effect, const pg_uuid_t *orders, int norders);
+
+static const TaColumn order_columns[] = {
+	{"id", UUIDOID}, {"status", TEXTOID}
+};
+static const TaColumn status_columns[] = {
+	{STATUS_COLUMN, TEXTOID}
+};
+
+/*
+ * Moves an order from whichever state of from[] it is in to the state beside it
+ * in to[], without a statement: locks its row, writes it, and posts the effect
+ * in the trigger's stead.  Returns false where the table does not allow it;
+ * *status is set to the new state, or to NULL where no state fits or there is
+ * no such order.
+ */
+static bool
+move_directly(Oid nspid, Oid relid, Datum order_id, const char **from, const char **to, int n,
+			  const char **status)
+{
+	TaRowReader *reader;
+	TaRowWriter *writer;
+	Datum		values[2];
+	bool		nulls[2];
+	ItemPointerData tid;
+	char	   *old_status = NULL;
+	bool		stands_in;
+	TaTransition transition;
+
+	*status = NULL;
+
+	/* the trigger posts as the table's owner; whoever else calls needs it */
+	if (ta_relation_owner(relid) != GetUserId())
+		return false;
+	reader = ta_reader_open(relid, true, order_columns, lengthof(order_columns));
+	if (reader == NULL)
+		return false;
+	writer = ta_writer_open_for("post_order_effects", relid, status_columns, lengthof(status_columns));
+	if (writer == NULL)
+	{
+		ta_reader_close(reader);
+		return false;
+	}
+
+	ta_reader_find(reader, order_id);
+	if (ta_reader_next(reader, values, nulls, &tid) &&
+		ta_reader_lock(reader, &tid, values, nulls) && !nulls[1])
+	{
+		old_status = TextDatumGetCString(values[1]);
+		for (int i = 0; i < n && *status == NULL; i++)
+			if (strcmp(from[i], old_status) == 0)
+				*status = to[i];
+	}
+	ta_reader_close(reader);
+
+	if (*status != NULL)
+	{
+		ta_writer_load(writer, &tid, values, nulls);
+		values[0] = CStringGetTextDatum(*status);
+		nulls[0] = false;
+		ta_writer_store(writer, values, nulls);
+	}
+	stands_in = ta_writer_stands_in(writer);
+	ta_writer_close(writer);
+
+	if (*status != NULL && stands_in &&
+		ta_machine_transition(relid, STATUS_COLUMN, old_status, *status, &transition) &&
+		transition.effect != NULL)
+		post_effect(nspid, transition.effect, DatumGetUUIDP(order_id), 1);
+	return true;
+}
+
 /*
  * transition_order(store name, order_id uuid, event text, note text, actor uuid) → text
  *		Moves an order by an event; returns the state it is in.
@@ -881,9 +954,8 @@ ta_transition_order(PG_FUNCTION_ARGS)
 	const char **to;
 	int			n = 0;
 	Datum		values[3];
-	char	   *status;
+	const char *status = NULL;
 	text	   *result;
-	uint64		moved = 0;
 	MemoryContext result_context = CurrentMemoryContext;
 	MemoryContext old_context;
 
@@ -913,18 +985,19 @@ ta_transition_order(PG_FUNCTION_ARGS)
 			to[n] = transition->to;
 			n++;
 		}
-		values[0] = PG_GETARG_DATUM(1);
-		values[1] = ta_text_array(from, n);
-		values[2] = ta_text_array(to, n);
-
 		ta_transition_push(&context);
-		moved = ta_execute(nspid, &update_status, SPI_OK_UPDATE_RETURNING, values, NULL);
+		if (!move_directly(nspid, context.relid, PG_GETARG_DATUM(1), from, to, n, &status))
+		{
+			values[0] = PG_GETARG_DATUM(1);
+			values[1] = ta_text_array(from, n);
+			values[2] = ta_text_array(to, n);
+			if (ta_execute(nspid, &update_status, SPI_OK_UPDATE_RETURNING, values, NULL) > 0)
+				status = ta_spi_text(0, 1);
+		}
 		ta_transition_pop(&context);
 	}
 
-	if (moved > 0)
-		status = ta_spi_text(0, 1);
-	else
+	if (status == NULL)
 	{
 		char	   *last_event;
 		bool		there = false;
@@ -1349,6 +1422,23 @@ ta_return_order_lines(PG_FUNCTION_ARGS)
 	PG_RETURN_UUID_P(result);
 }
 
+/* Posts one effect for some orders, which ascend. */
+static void
+post_effect(Oid nspid, const char *effect, const pg_uuid_t *orders, int norders)
+{
+	if (strcmp(effect, "release") == 0)
+		ta_inventory_release(nspid, orders, norders);
+	else if (strcmp(effect, "reserve") == 0)
+		hold_orders(nspid, orders, norders);
+	else if (strcmp(effect, "sale") == 0)
+		sell_orders(nspid, orders, norders);
+	else if (strcmp(effect, "restock") == 0)
+	{
+		for (int i = 0; i < norders; i++)
+			restock_order(nspid, &orders[i]);
+	}
+}
+
 /* ---------------------------------------------------------------------
  * Triggers
  * ---------------------------------------------------------------------
@@ -1479,9 +1569,9 @@ ta_post_order_effects(PG_FUNCTION_ARGS)
 	Oid			nspid = RelationGetNamespace(rel);
 	enum
 	{
-		RELEASE, RESERVE, SALE, RESTOCK, NEFFECTS
+		RELEASE, RESTOCK, RESERVE, SALE, NEFFECTS
 	};
-	EffectList	lists[NEFFECTS] = {{"release"}, {"reserve"}, {"sale"}, {"restock"}};
+	EffectList	lists[NEFFECTS] = {{"release"}, {"restock"}, {"reserve"}, {"sale"}};
 	int			neffects = 0;
 	int			norders = 0;
 	TaFrame		frame;
@@ -1520,14 +1610,9 @@ ta_post_order_effects(PG_FUNCTION_ARGS)
 		ta_inventory_lock_orders(nspid, orders, norders);
 	}
 
-	if (lists[RELEASE].count > 0)
-		ta_inventory_release(nspid, lists[RELEASE].orders, lists[RELEASE].count);
-	for (int i = 0; i < lists[RESTOCK].count; i++)
-		restock_order(nspid, &lists[RESTOCK].orders[i]);
-	if (lists[RESERVE].count > 0)
-		hold_orders(nspid, lists[RESERVE].orders, lists[RESERVE].count);
-	if (lists[SALE].count > 0)
-		sell_orders(nspid, lists[SALE].orders, lists[SALE].count);
+	for (int i = 0; i < NEFFECTS; i++)
+		if (lists[i].count > 0)
+			post_effect(nspid, lists[i].effect, lists[i].orders, lists[i].count);
 	ta_frame_end(&frame);
 	return PointerGetDatum(NULL);
 }

@@ -14,9 +14,12 @@
  * What this path does not do is refused by ta_writer_open, which then returns
  * NULL: the caller has an SQL statement that does the same.  That is so for
  * tables with row security (for the role that writes), rules, statement
- * triggers or transition tables, column triggers (on update), partitions,
- * columns of another type than expected, and roles without the privilege,
- * so that PostgreSQL itself says what is missing.
+ * triggers or transition tables, on update column triggers and BEFORE triggers
+ * that are not ours, partitions, columns of another type than expected, and
+ * roles without the privilege, so that PostgreSQL itself says what is missing.
+ *
+ * One statement trigger of ours may be stood in for: who opens the writer with
+ * its name does its work himself, where it would fire.
  *
  * A writer is open for a moment inside one function; the ones opened later are
  * closed first.  After an error nothing needs to be done.
@@ -29,6 +32,7 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
@@ -44,6 +48,7 @@
 #include "utils/rel.h"
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
+#include "utils/typcache.h"
 
 #include "compat.h"
 #include "row_writer.h"
@@ -53,7 +58,7 @@ typedef struct WrittenColumn
 {
 	AttrNumber	attnum;
 	int32		typmod;
-	bool		by_value;
+	Oid			domain;			/* InvalidOid: none */
 	bool		coerced;		/* has a type modifier to apply */
 	FmgrInfo	coercion;
 } WrittenColumn;
@@ -69,7 +74,7 @@ typedef struct FormatKey
 {
 	Oid			relid;
 	CmdType		operation;
-	const TaColumn *columns;
+	const TaColumn *columns;	/* also tells which trigger is stood in for */
 } FormatKey;
 
 /* What is known of a table and a list of columns: kept between calls. */
@@ -78,6 +83,7 @@ typedef struct Format
 	FormatKey	key;
 	bool		valid;			/* set last, cleared by invalidation */
 	bool		usable;
+	bool		stands_in;		/* the trigger that the caller stands in for is there */
 	int			users;			/* writers that are open; never freed below them */
 	MemoryContext context;
 	TupleDesc	desc;
@@ -152,12 +158,25 @@ ta_direct_rows(void)
 	return direct_rows;
 }
 
-/* Whether the table's triggers are such as the executor's row functions fire. */
+/* Whether a trigger function is one of ours. */
 static bool
-triggers_allow(Relation rel, CmdType operation)
+is_ours(Oid function)
+{
+	char	   *schema = get_namespace_name(get_func_namespace(function));
+
+	return schema != NULL && strcmp(schema, "techally") == 0;
+}
+
+/*
+ * Whether the table's triggers are such as the executor's row functions fire.
+ * Sets *stands_in where the one is there that the caller does the work of.
+ */
+static bool
+triggers_allow(Relation rel, CmdType operation, const char *statement_trigger, bool *stands_in)
 {
 	TriggerDesc *triggers = rel->trigdesc;
 
+	*stands_in = false;
 	if (triggers == NULL)
 		return true;
 	if (operation == CMD_INSERT)
@@ -165,15 +184,30 @@ triggers_allow(Relation rel, CmdType operation)
 				 triggers->trig_insert_after_statement ||
 				 triggers->trig_insert_instead_row ||
 				 triggers->trig_insert_new_table);
-	if (triggers->trig_update_before_statement ||
-		triggers->trig_update_after_statement ||
-		triggers->trig_update_instead_row ||
-		triggers->trig_update_old_table ||
-		triggers->trig_update_new_table)
-		return false;
+
 	for (int i = 0; i < triggers->numtriggers; i++)
-		if (triggers->triggers[i].tgnattr > 0)
+	{
+		Trigger    *trigger = &triggers->triggers[i];
+
+		if (!TRIGGER_FOR_UPDATE(trigger->tgtype))
+			continue;
+		if (trigger->tgnattr > 0)
 			return false;
+		if (TRIGGER_FOR_ROW(trigger->tgtype))
+		{
+			/* one that drops the row would do so unnoticed */
+			if (TRIGGER_FOR_BEFORE(trigger->tgtype) && !is_ours(trigger->tgfoid))
+				return false;
+			if (trigger->tgoldtable != NULL || trigger->tgnewtable != NULL)
+				return false;
+		}
+		else if (statement_trigger != NULL && is_ours(trigger->tgfoid) &&
+				 strcmp(get_func_name(trigger->tgfoid), statement_trigger) == 0)
+			*stands_in = trigger->tgenabled == TRIGGER_FIRES_ON_ORIGIN ||
+				trigger->tgenabled == TRIGGER_FIRES_ALWAYS;
+		else
+			return false;
+	}
 	return true;
 }
 
@@ -187,20 +221,22 @@ map_columns(Format *format, Relation rel, const TaColumn *columns)
 	{
 		WrittenColumn *column = &format->columns[c];
 		Form_pg_attribute attribute;
+		Oid			base_type;
 		Oid			function;
 
 		column->attnum = get_attnum(RelationGetRelid(rel), columns[c].name);
 		if (column->attnum <= 0)
 			return false;
 		attribute = TupleDescAttr(desc, column->attnum - 1);
-		if (attribute->attgenerated || get_typtype(attribute->atttypid) == TYPTYPE_DOMAIN ||
-			!IsBinaryCoercible(columns[c].type, attribute->atttypid))
-			return false;
-		column->by_value = attribute->attbyval;
 		column->typmod = attribute->atttypmod;
-		if (attribute->atttypmod >= 0)
+		base_type = getBaseTypeAndTypmod(attribute->atttypid, &column->typmod);
+		if (attribute->attgenerated || !IsBinaryCoercible(columns[c].type, base_type))
+			return false;
+		if (base_type != attribute->atttypid)
+			column->domain = attribute->atttypid;
+		if (column->typmod >= 0)
 		{
-			if (find_typmod_coercion_function(attribute->atttypid, &function) != COERCION_PATH_FUNC)
+			if (find_typmod_coercion_function(base_type, &function) != COERCION_PATH_FUNC)
 				return false;
 			column->coerced = true;
 			fmgr_info_cxt(function, &column->coercion, format->context);
@@ -258,11 +294,11 @@ prepare_checks(Format *format, Relation rel, EState *estate)
 
 /* Fills a format from the table, which is open. */
 static void
-build_format(Format *format, Relation rel, const TaColumn *columns, int ncolumns)
+build_format(Format *format, Relation rel, const char *statement_trigger,
+			 const TaColumn *columns, int ncolumns)
 {
 	MemoryContext old_context;
 	EState	   *estate;
-	Relation	subject = rel;
 
 	format->context = AllocSetContextCreate(CacheMemoryContext, "techally row format",
 											ALLOCSET_SMALL_SIZES);
@@ -278,9 +314,9 @@ build_format(Format *format, Relation rel, const TaColumn *columns, int ncolumns
 	estate = CreateExecutorState();
 	MemoryContextSetParent(estate->es_query_cxt, format->context);
 
-	format->usable = subject->rd_rel->relkind == RELKIND_RELATION &&
-		!subject->rd_rel->relispartition && subject->rd_rules == NULL &&
-		triggers_allow(rel, format->key.operation) &&
+	format->usable = rel->rd_rel->relkind == RELKIND_RELATION &&
+		!rel->rd_rel->relispartition && rel->rd_rules == NULL &&
+		triggers_allow(rel, format->key.operation, statement_trigger, &format->stands_in) &&
 		map_columns(format, rel, columns) &&
 		(format->key.operation != CMD_INSERT || prepare_defaults(format, rel, estate));
 	if (format->usable)
@@ -291,7 +327,8 @@ build_format(Format *format, Relation rel, const TaColumn *columns, int ncolumns
 
 /* The format for a table that is open. */
 static Format *
-format_of(Relation rel, CmdType operation, const TaColumn *columns, int ncolumns)
+format_of(Relation rel, CmdType operation, const char *statement_trigger,
+		  const TaColumn *columns, int ncolumns)
 {
 	FormatKey	key;
 	Format	   *format;
@@ -316,21 +353,25 @@ format_of(Relation rel, CmdType operation, const TaColumn *columns, int ncolumns
 			MemoryContextDelete(format->context);
 		format->context = NULL;
 		format->users = 0;
-		build_format(format, rel, columns, ncolumns);
+		build_format(format, rel, statement_trigger, columns, ncolumns);
 	}
 	return format;
 }
 
-/*
- * ta_writer_open
- *		Opens a table for rows to be inserted (CMD_INSERT) or changed (CMD_UPDATE).
- *
- * columns is a static array: its address is part of the cache's key.  Locks the
- * table as the statement would.  Returns NULL where the table does not allow
- * it; then an SQL statement must do the work.
- */
-TaRowWriter *
-ta_writer_open(Oid relid, CmdType operation, const TaColumn *columns, int ncolumns)
+/* A constraint may come to a domain without the table hearing of it. */
+static bool
+domains_allow(const Format *format)
+{
+	for (int c = 0; c < format->ncolumns; c++)
+		if (OidIsValid(format->columns[c].domain) &&
+			DomainHasConstraints(format->columns[c].domain))
+			return false;
+	return true;
+}
+
+static TaRowWriter *
+open_writer(const char *statement_trigger, Oid relid, CmdType operation,
+			const TaColumn *columns, int ncolumns)
 {
 	Relation	rel;
 	Format	   *format;
@@ -339,8 +380,9 @@ ta_writer_open(Oid relid, CmdType operation, const TaColumn *columns, int ncolum
 	if (!direct_rows || !OidIsValid(relid))
 		return NULL;
 	rel = table_open(relid, RowExclusiveLock);
-	format = format_of(rel, operation, columns, ncolumns);
-	if (!format->usable ||
+	format = format_of(rel, operation, statement_trigger, columns, ncolumns);
+	if (!format->usable || !domains_allow(format) ||
+		(statement_trigger != NULL && SessionReplicationRole != SESSION_REPLICATION_ROLE_ORIGIN) ||
 		pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) != ACLCHECK_OK ||
 		pg_class_aclcheck(relid, GetUserId(),
 						  operation == CMD_INSERT ? ACL_INSERT : ACL_UPDATE) != ACLCHECK_OK ||
@@ -372,6 +414,42 @@ ta_writer_open(Oid relid, CmdType operation, const TaColumn *columns, int ncolum
 	}
 	AfterTriggerBeginQuery();
 	return writer;
+}
+
+/*
+ * ta_writer_open
+ *		Opens a table for rows to be inserted (CMD_INSERT) or changed (CMD_UPDATE).
+ *
+ * columns is a static array: its address is part of the cache's key.  Locks the
+ * table as the statement would.  Returns NULL where the table does not allow
+ * it; then an SQL statement must do the work.
+ */
+TaRowWriter *
+ta_writer_open(Oid relid, CmdType operation, const TaColumn *columns, int ncolumns)
+{
+	return open_writer(NULL, relid, operation, columns, ncolumns);
+}
+
+/*
+ * ta_writer_open_for
+ *		The same for changing rows of a table whose statement trigger, a function
+ *		of ours, the caller stands in for.  columns serves for nothing else.
+ */
+TaRowWriter *
+ta_writer_open_for(const char *statement_trigger, Oid relid,
+				   const TaColumn *columns, int ncolumns)
+{
+	return open_writer(statement_trigger, relid, CMD_UPDATE, columns, ncolumns);
+}
+
+/*
+ * ta_writer_stands_in
+ *		Whether the trigger would fire, so that its work is the caller's.
+ */
+bool
+ta_writer_stands_in(const TaRowWriter *writer)
+{
+	return writer->format->stands_in;
 }
 
 /* Puts the caller's values into the row, their type modifiers applied. */

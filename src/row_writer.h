@@ -27,6 +27,9 @@ extern bool ta_direct_rows(void);
 
 extern TaRowWriter *ta_writer_open(Oid relid, CmdType operation,
 								   const TaColumn *columns, int ncolumns);
+extern TaRowWriter *ta_writer_open_for(const char *statement_trigger, Oid relid,
+									   const TaColumn *columns, int ncolumns);
+extern bool ta_writer_stands_in(const TaRowWriter *writer);
 extern void ta_writer_insert(TaRowWriter *writer, const Datum *values, const bool *nulls);
 extern void ta_writer_load(TaRowWriter *writer, ItemPointer tid, Datum *values, bool *nulls);
 extern void ta_writer_store(TaRowWriter *writer, const Datum *values, const bool *nulls);
