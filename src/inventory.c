@@ -267,6 +267,13 @@ static const TaColumn stock_id_columns[] = {
 static const TaColumn reservation_order_columns[] = {
 	{"id", UUIDOID}, {"order_id", UUIDOID}
 };
+static const TaColumn order_reservation_columns[] = {
+	{"order_id", UUIDOID}, {"id", UUIDOID}, {"status", TEXTOID}, {"expires_at", TIMESTAMPTZOID},
+	{"closed_at", TIMESTAMPTZOID}
+};
+static const TaColumn closing_columns[] = {
+	{"status", TEXTOID}, {"expires_at", TIMESTAMPTZOID}, {"closed_at", TIMESTAMPTZOID}
+};
 static const TaColumn reservation_part_columns[] = {
 	{"reservation_id", UUIDOID}, {"stock_id", UUIDOID}, {"quantity", INT4OID}
 };
@@ -1638,6 +1645,78 @@ mark_orders(const pg_uuid_t *orders, int norders, int column)
 	return marked;
 }
 
+/*
+ * Holds (sold = false) or sells the reservations of one order that still bind,
+ * by index.  False where a table does not allow it; else *ids are theirs.  The
+ * same as the statements hold_reservations and sell_reservations.
+ */
+static bool
+bind_directly(Oid nspid, const pg_uuid_t *order_id, bool sold, pg_uuid_t **ids, int *count)
+{
+	TaRowReader *reader = open_reader(nspid, "stock_reservations", true,
+									  order_reservation_columns, lengthof(order_reservation_columns));
+	TaRowWriter *writer;
+	TimestampTz now = GetCurrentTimestamp();
+	ItemPointerData *tids;
+	ItemPointerData tid;
+	int			size = 4;
+	int			nfound = 0;
+	int			nbound = 0;
+	Datum		values[5];
+	bool		nulls[5];
+
+	if (reader == NULL)
+		return false;
+	writer = ta_writer_open(get_relname_relid("stock_reservations", nspid), CMD_UPDATE,
+							closing_columns, lengthof(closing_columns));
+	if (writer == NULL)
+	{
+		ta_reader_close(reader);
+		return false;
+	}
+
+	tids = palloc(sizeof(ItemPointerData) * size);
+	ta_reader_find(reader, UUIDPGetDatum(order_id));
+	while (ta_reader_next(reader, values, nulls, &tid))
+	{
+		if (strcmp(TextDatumGetCString(values[2]), "active") != 0 ||
+			DatumGetTimestampTz(values[3]) <= now)
+			continue;
+		if (nfound == size)
+		{
+			size *= 2;
+			tids = repalloc(tids, sizeof(ItemPointerData) * size);
+		}
+		tids[nfound++] = tid;
+	}
+
+	*ids = palloc(sizeof(pg_uuid_t) * Max(nfound, 1));
+	for (int i = 0; i < nfound; i++)
+	{
+		/* it may have changed while we waited for its lock */
+		if (!ta_reader_lock(reader, &tids[i], values, nulls) ||
+			strcmp(TextDatumGetCString(values[2]), "active") != 0 ||
+			DatumGetTimestampTz(values[3]) <= now || !nulls[4])
+			continue;
+		(*ids)[nbound++] = *DatumGetUUIDP(values[1]);
+
+		ta_writer_load(writer, &tids[i], values, nulls);
+		if (sold)
+		{
+			values[0] = CStringGetTextDatum("committed");
+			values[2] = TimestampTzGetDatum(now);
+			nulls[2] = false;
+		}
+		else
+			values[1] = TimestampTzGetDatum(DT_NOEND);
+		ta_writer_store(writer, values, nulls);
+	}
+	ta_reader_close(reader);
+	ta_writer_close(writer);
+	*count = nbound;
+	return true;
+}
+
 /* Runs a statement over the active reservations of some orders; ids in column 1. */
 static pg_uuid_t *
 close_orders(Oid nspid, const TaStatement *statement, const pg_uuid_t *orders, int norders, int *count)
@@ -1666,7 +1745,16 @@ bool *
 ta_inventory_hold(Oid nspid, const pg_uuid_t *orders, int norders)
 {
 	Datum		values[2];
+	pg_uuid_t  *ids;
+	int			count;
 
+	if (norders == 1 && bind_directly(nspid, orders, false, &ids, &count))
+	{
+		bool	   *held = palloc(sizeof(bool));
+
+		*held = count > 0;
+		return held;
+	}
 	values[0] = ta_uuid_array(orders, norders);
 	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
 	ta_execute(nspid, &hold_reservations, SPI_OK_UPDATE_RETURNING, values, NULL);
@@ -1728,9 +1816,19 @@ ta_inventory_sell(Oid nspid, const pg_uuid_t *orders, int norders)
 {
 	TaPosting	posting = {.movement_type = "sale", .actor_isnull = true};
 	int			count;
-	pg_uuid_t  *ids = close_orders(nspid, &sell_reservations, orders, norders, &count);
-	bool	   *marked = mark_orders(orders, norders, 2);
+	pg_uuid_t  *ids;
+	bool	   *marked;
 
+	if (norders == 1 && bind_directly(nspid, orders, true, &ids, &count))
+	{
+		marked = palloc(sizeof(bool));
+		*marked = count > 0;
+	}
+	else
+	{
+		ids = close_orders(nspid, &sell_reservations, orders, norders, &count);
+		marked = mark_orders(orders, norders, 2);
+	}
 	sell_parts(nspid, ids, count, &posting);
 	return marked;
 }

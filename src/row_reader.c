@@ -6,7 +6,7 @@
  * The counterpart of row_writer.c for the few rows that an order looks up: an
  * index scan under the transaction's snapshot, as an Index Scan node makes it,
  * and a row lock, as a LockRows node takes it.  The key is one column; any
- * whole (not partial) B-tree index that begins with it will do.
+ * B-tree index that begins with it and leaves out no value will do.
  *
  * ta_reader_open returns NULL where the table does not allow it (row security
  * for the role that reads, no such index, a column of another type, a missing
@@ -26,6 +26,7 @@
 #include "catalog/pg_type.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
+#include "nodes/primnodes.h"
 #include "parser/parse_coerce.h"
 #include "utils/acl.h"
 #include "utils/fmgroids.h"
@@ -119,6 +120,25 @@ equality_of(Oid type)
 	}
 }
 
+/*
+ * Whether an index holds every row that has a value in its key: it is whole, or
+ * leaves out only those where the column is NULL.
+ */
+static bool
+is_complete(Relation index, AttrNumber attnum)
+{
+	List	   *predicate = RelationGetIndexPredicate(index);
+	NullTest   *test;
+
+	if (predicate == NIL)
+		return true;
+	if (list_length(predicate) != 1 || !IsA(linitial(predicate), NullTest))
+		return false;
+	test = linitial_node(NullTest, predicate);
+	return test->nulltesttype == IS_NOT_NULL && IsA(test->arg, Var) &&
+		((Var *) test->arg)->varattno == attnum;
+}
+
 /* An index that finds rows by their column attnum. */
 static Oid
 find_index(Relation rel, AttrNumber attnum)
@@ -133,8 +153,7 @@ find_index(Relation rel, AttrNumber attnum)
 
 		if (index->rd_index->indisvalid && index->rd_rel->relam == BTREE_AM_OID &&
 			index->rd_index->indkey.values[0] == attnum &&
-			RelationGetIndexPredicate(index) == NIL &&
-			!(index->rd_index->indcheckxmin))
+			is_complete(index, attnum) && !index->rd_index->indcheckxmin)
 			found = RelationGetRelid(index);
 		index_close(index, AccessShareLock);
 		if (OidIsValid(found))
