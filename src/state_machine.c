@@ -60,11 +60,14 @@
 #include "utils/relcache.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
+#include "utils/timestamp.h"
 
 #include "array_util.h"
 #include "compat.h"
 #include "errors.h"
 #include "request_util.h"
+#include "row_reader.h"
+#include "row_writer.h"
 #include "spi_util.h"
 #include "state_machine.h"
 #include "trigger_util.h"
@@ -102,6 +105,26 @@ typedef struct Machine
 								 * between the two, or -1 */
 } Machine;
 
+/*
+ * The columns of a history, for those who write and read it without statements.
+ * There is one for each shape and name of the key: they are never freed, for
+ * their address is what the writer's and the reader's caches know them by.
+ */
+typedef struct HistoryShape
+{
+	NameData key;
+	uint32	 flags;
+} HistoryShape;
+
+typedef struct HistoryColumns
+{
+	HistoryShape shape;
+	TaColumn	 columns[9];
+	int			 ncolumns;
+	TaColumn	 sequence[2]; /* the key, then the sequence */
+	bool		 has_sequence;
+} HistoryColumns;
+
 /* Where a change of state is written down, and the statements that do it. */
 typedef struct History
 {
@@ -124,6 +147,7 @@ typedef struct History
 	bool	   has_created_at;
 	SPIPlanPtr first_plan; /* the row is new */
 	SPIPlanPtr next_plan;
+	const HistoryColumns *direct; /* NULL: statements only */
 } History;
 
 /* A table's column under its machine, as one version of the registry has it. */
@@ -176,6 +200,7 @@ typedef struct PushedContext
 	SubTransactionId	 subid;
 } PushedContext;
 
+static HTAB		  *history_shapes = NULL;
 static HTAB		  *attachments = NULL;
 static Attachment *retired = NULL;
 static bool		   sweep_needed = false;
@@ -1517,6 +1542,146 @@ append_key_condition(StringInfo sql, const History *history, int i)
 
 #define HISTORY_ARGS (INDEX_MAX_KEYS + 6)
 
+/* A history of more rows than this for one key is asked for its last by a statement. */
+#define MAX_ROWS_READ 64
+
+/*
+ * The columns of a history as the row writer wants them, NULL where it is not
+ * of the usual form: one uuid as key, states as text.
+ */
+static const HistoryColumns *
+direct_columns(const History *history)
+{
+	const struct
+	{
+		bool		there;
+		const char *name;
+		Oid			type;
+	} optional[] = {
+		{history->has_sequence, "sequence", INT4OID},
+		{history->has_event, "event", TEXTOID},
+		{history->has_actor, "actor", UUIDOID},
+		{history->has_note, "note", TEXTOID},
+		{history->has_request_id, "request_id", TEXTOID},
+		{history->has_created_at, "created_at", TIMESTAMPTZOID},
+	};
+	HistoryShape	shape;
+	HistoryColumns *result;
+	bool			found;
+
+	if (history->nkeys != 1 || history->key_type[0] != UUIDOID ||
+		history->from_type != TEXTOID || history->to_type != TEXTOID)
+		return NULL;
+
+	memset(&shape, 0, sizeof(shape));
+	namestrcpy(&shape.key, history->history_key[0]);
+	for (int i = 0; i < (int) lengthof(optional); i++)
+		if (optional[i].there)
+			shape.flags |= 1 << i;
+
+	if (history_shapes == NULL)
+	{
+		HASHCTL ctl = {0};
+
+		ctl.keysize = sizeof(HistoryShape);
+		ctl.entrysize = sizeof(HistoryColumns);
+		ctl.hcxt = CacheMemoryContext;
+		history_shapes = hash_create("techally histories", 8, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	result = hash_search(history_shapes, &shape, HASH_ENTER, &found);
+	if (!found)
+	{
+		int n = 0;
+
+		result->columns[n].name = NameStr(result->shape.key);
+		result->columns[n++].type = UUIDOID;
+		result->columns[n].name = "from_status";
+		result->columns[n++].type = TEXTOID;
+		result->columns[n].name = "to_status";
+		result->columns[n++].type = TEXTOID;
+		for (int i = 0; i < (int) lengthof(optional); i++)
+		{
+			if (!optional[i].there)
+				continue;
+			result->columns[n].name = optional[i].name;
+			result->columns[n++].type = optional[i].type;
+		}
+		result->ncolumns = n;
+		result->has_sequence = history->has_sequence;
+		result->sequence[0] = result->columns[0];
+		result->sequence[1].name = "sequence";
+		result->sequence[1].type = INT4OID;
+	}
+	return result;
+}
+
+/* The last sequence number of a key; false where a statement must find it. */
+static bool
+read_last_sequence(const History *history, Datum key, int32 *last)
+{
+	TaRowReader *reader = ta_reader_open(history->relid, false, history->direct->sequence, 2);
+	int			 rows = 0;
+	Datum		 values[2];
+	bool		 nulls[2];
+
+	*last = 0;
+	if (reader == NULL)
+		return false;
+	ta_reader_find(reader, key);
+	while (rows <= MAX_ROWS_READ && ta_reader_next(reader, values, nulls, NULL))
+	{
+		rows++;
+		if (!nulls[1])
+			*last = Max(*last, DatumGetInt32(values[1]));
+	}
+	ta_reader_close(reader);
+	return rows <= MAX_ROWS_READ && *last < PG_INT32_MAX;
+}
+
+/*
+ * Writes a row of history without a statement; values are those of the INSERT.
+ * False where the history does not allow it.
+ */
+static bool
+write_history_directly(const History *history, const Datum *values, const char *nulls, bool is_first)
+{
+	const HistoryColumns *direct = history->direct;
+	TaRowWriter			 *writer;
+	Datum				  row[9];
+	bool				  row_nulls[9] = {false};
+	int32				  last = 0;
+	int					  n = 0;
+	int					  from = 3;
+
+	if (direct == NULL || nulls[0] == 'n')
+		return false;
+	if (direct->has_sequence && !is_first && !read_last_sequence(history, values[0], &last))
+		return false;
+	writer = ta_writer_open(history->relid, CMD_INSERT, direct->columns, direct->ncolumns);
+	if (writer == NULL)
+		return false;
+
+	for (; n < 3; n++)
+	{
+		row[n] = values[n];
+		row_nulls[n] = nulls[n] == 'n';
+	}
+	if (direct->has_sequence)
+		row[n++] = Int32GetDatum(last + 1);
+	while (n < direct->ncolumns - (history->has_created_at ? 1 : 0))
+	{
+		row[n] = values[from];
+		row_nulls[n] = nulls[from] == 'n';
+		n++;
+		from++;
+	}
+	if (history->has_created_at)
+		row[n] = TimestampTzGetDatum(GetCurrentTimestamp());
+	ta_writer_insert(writer, row, row_nulls);
+	ta_writer_close(writer);
+	return true;
+}
+
 /* Prepares and keeps the INSERT; the order of its arguments is write_history's. */
 static SPIPlanPtr
 prepare_history(const History *history, bool is_first)
@@ -1628,6 +1793,7 @@ write_history(Attachment *attachment, TupleTableSlot *slot, State from, State to
 		MemoryContext old_context = MemoryContextSwitchTo(attachment->context);
 
 		history = describe_history(attachment->history_relid, attachment->root, attachment->relid);
+		history->direct = direct_columns(history);
 		MemoryContextSwitchTo(old_context);
 		attachment->history = history;
 	}
@@ -1687,11 +1853,14 @@ write_history(Attachment *attachment, TupleTableSlot *slot, State from, State to
 
 	plan = from.data == NULL && !history->may_precede ? &history->first_plan : &history->next_plan;
 	ta_frame_begin(&frame, history->owner);
-	if (*plan == NULL)
-		*plan = prepare_history(history, plan == &history->first_plan);
-	rc = SPI_execute_plan(*plan, values, nulls, false, 0);
-	if (rc != SPI_OK_INSERT)
-		elog(ERROR, "unexpected SPI result %s", SPI_result_code_string(rc));
+	if (!write_history_directly(history, values, nulls, plan == &history->first_plan))
+	{
+		if (*plan == NULL)
+			*plan = prepare_history(history, plan == &history->first_plan);
+		rc = SPI_execute_plan(*plan, values, nulls, false, 0);
+		if (rc != SPI_OK_INSERT)
+			elog(ERROR, "unexpected SPI result %s", SPI_result_code_string(rc));
+	}
 	ta_frame_end(&frame);
 }
 
