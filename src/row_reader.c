@@ -28,6 +28,7 @@
 #include "miscadmin.h"
 #include "nodes/primnodes.h"
 #include "parser/parse_coerce.h"
+#include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/fmgroids.h"
 #include "utils/hsearch.h"
@@ -53,8 +54,8 @@ typedef struct LookupKey
 typedef struct Lookup
 {
 	LookupKey	key;
-	bool		valid;			/* set last, cleared by invalidation */
-	bool		usable;
+	bool		valid;			/* cleared by invalidation, also while we look */
+	bool		usable;			/* set last */
 	Oid			index;
 	AttrNumber	attnums[MAX_COLUMNS];
 } Lookup;
@@ -167,12 +168,14 @@ static void
 build_lookup(Lookup *lookup, Relation rel, const TaColumn *columns, int ncolumns)
 {
 	TupleDesc	desc = RelationGetDescr(rel);
+	bool		usable = false;
 
 	Assert(ncolumns <= MAX_COLUMNS);
 	lookup->usable = false;
-	if (rel->rd_rel->relkind == RELKIND_RELATION)
+	lookup->valid = true;
+	if (rel->rd_rel->relkind == RELKIND_RELATION && !rel->rd_rel->relhassubclass)
 	{
-		lookup->usable = true;
+		usable = true;
 		for (int c = 0; c < ncolumns; c++)
 		{
 			Oid			type;
@@ -180,20 +183,20 @@ build_lookup(Lookup *lookup, Relation rel, const TaColumn *columns, int ncolumns
 			lookup->attnums[c] = get_attnum(RelationGetRelid(rel), columns[c].name);
 			if (lookup->attnums[c] <= 0)
 			{
-				lookup->usable = false;
+				usable = false;
 				break;
 			}
 			type = getBaseType(TupleDescAttr(desc, lookup->attnums[c] - 1)->atttypid);
 			if (!IsBinaryCoercible(type, columns[c].type))
-				lookup->usable = false;
+				usable = false;
 		}
-		if (lookup->usable)
+		if (usable)
 		{
 			lookup->index = find_index(rel, lookup->attnums[0]);
-			lookup->usable = OidIsValid(lookup->index);
+			usable = OidIsValid(lookup->index);
 		}
 	}
-	lookup->valid = true;
+	lookup->usable = usable;
 }
 
 /*
@@ -215,17 +218,18 @@ ta_reader_open(Oid relid, bool for_update, const TaColumn *columns, int ncolumns
 
 	if (!ta_direct_rows() || !OidIsValid(relid))
 		return NULL;
+	if (for_update)
+		PreventCommandIfReadOnly("SELECT FOR NO KEY UPDATE");
 	rel = table_open(relid, for_update ? RowShareLock : AccessShareLock);
 
 	memset(&key, 0, sizeof(key));
 	key.relid = relid;
 	key.columns = columns;
 	lookup = hash_search(lookups, &key, HASH_ENTER, &found);
-	if (!found || !lookup->valid)
-	{
+	if (!found)
 		lookup->valid = false;
+	if (!lookup->valid)
 		build_lookup(lookup, rel, columns, ncolumns);
-	}
 	if (!lookup->usable ||
 		pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) != ACLCHECK_OK ||
 		(for_update && pg_class_aclcheck(relid, GetUserId(), ACL_UPDATE) != ACLCHECK_OK) ||
