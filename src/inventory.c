@@ -1423,8 +1423,10 @@ ta_inventory_reserve(Oid nspid, TaLine *lines, int nlines,
 		nparts++;
 	}
 	reservation = *DatumGetUUIDP(DirectFunctionCall1(gen_random_uuid, (Datum) 0));
-	write_header(nspid, &reservation, order_id, reference, total, expires_at);
+
+	/* the stock first: what writing the others fires might change it, too */
 	change_stock(nspid, changes, nparts);
+	write_header(nspid, &reservation, order_id, reference, total, expires_at);
 	write_parts(nspid, &reservation, changes, nparts);
 	return reservation;
 }
