@@ -9,20 +9,24 @@
  * and the logical replication worker write theirs: defaults, type modifiers,
  * NOT NULL and CHECK constraints, generated columns, indexes, row triggers and
  * foreign keys all apply.  The expressions of a table are prepared once a
- * backend, and again after a relcache invalidation.
+ * backend and role (functions in them must be the role's to execute), and again
+ * when the table or a function changes.
  *
  * What this path does not do is refused by ta_writer_open, which then returns
  * NULL: the caller has an SQL statement that does the same.  That is so for
  * tables with row security (for the role that writes), rules, statement
  * triggers or transition tables, on update column triggers and BEFORE triggers
- * that are not ours, partitions, columns of another type than expected, and
- * roles without the privilege, so that PostgreSQL itself says what is missing.
+ * that are not ours, and generated columns, partitions and inheritance, columns
+ * of another type than expected, roles without the privilege, so that PostgreSQL
+ * itself says what is missing, and a trigger that comes back to the table that
+ * it was fired by: a prepared expression must not be entered twice.
  *
  * One statement trigger of ours may be stood in for: who opens the writer with
  * its name does its work himself, where it would fire.
  *
  * A writer is open for a moment inside one function; the ones opened later are
- * closed first.  After an error nothing needs to be done.
+ * closed first.  After an error nothing needs to be done: with the memory that a
+ * writer was opened in goes what it left half done.
  *
  *-------------------------------------------------------------------------
  */
@@ -39,6 +43,7 @@
 #include "miscadmin.h"
 #include "parser/parse_coerce.h"
 #include "rewrite/rewriteHandler.h"
+#include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
@@ -48,6 +53,7 @@
 #include "utils/rel.h"
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/typcache.h"
 
 #include "compat.h"
@@ -73,6 +79,7 @@ typedef struct DefaultColumn
 typedef struct FormatKey
 {
 	Oid			relid;
+	Oid			role;
 	CmdType		operation;
 	const TaColumn *columns;	/* also tells which trigger is stood in for */
 } FormatKey;
@@ -81,10 +88,10 @@ typedef struct FormatKey
 typedef struct Format
 {
 	FormatKey	key;
-	bool		valid;			/* set last, cleared by invalidation */
-	bool		usable;
+	bool		valid;			/* cleared by invalidation, also while we look */
+	bool		usable;			/* set last */
 	bool		stands_in;		/* the trigger that the caller stands in for is there */
-	int			users;			/* writers that are open; never freed below them */
+	bool		in_use;			/* a writer is open: all stays as it is */
 	MemoryContext context;
 	TupleDesc	desc;
 	WrittenColumn *columns;
@@ -103,6 +110,8 @@ struct TaRowWriter
 	TupleTableSlot *row;
 	TupleTableSlot *old_row;	/* for an update */
 	EPQState	epq;
+	bool		closed;
+	MemoryContextCallback callback;
 };
 
 static HTAB *formats = NULL;
@@ -122,6 +131,13 @@ relation_changed(Datum arg, Oid relid)
 	}
 }
 
+/* A function changed: expressions may hold its body. */
+static void
+function_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	relation_changed(arg, InvalidOid);
+}
+
 /*
  * ta_row_writer_init
  *		Makes the cache and its setting.  Called once, by _PG_init.
@@ -137,6 +153,7 @@ ta_row_writer_init(void)
 	formats = hash_create("techally row formats", 32, &ctl,
 						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
 
 	DefineCustomBoolVariable("techally.direct_rows",
 							 "Reads and writes rows without SQL statements where a table allows it.",
@@ -206,6 +223,28 @@ triggers_allow(Relation rel, CmdType operation, const char *statement_trigger, b
 			*stands_in = trigger->tgenabled == TRIGGER_FIRES_ON_ORIGIN ||
 				trigger->tgenabled == TRIGGER_FIRES_ALWAYS;
 		else
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Whether the executor's row functions see to the table's generated columns.
+ * Told of no plan, those of early 14 and 15 take it that an update changes none
+ * of them; and the columns of 18 that are computed when they are read would
+ * have to be put into the CHECK constraints.
+ */
+static bool
+generated_columns_allow(Relation rel, CmdType operation)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		char		generated = TupleDescAttr(desc, i)->attgenerated;
+
+		if (generated != '\0' &&
+			(operation == CMD_UPDATE || generated != ATTRIBUTE_GENERATED_STORED))
 			return false;
 	}
 	return true;
@@ -299,7 +338,10 @@ build_format(Format *format, Relation rel, const char *statement_trigger,
 {
 	MemoryContext old_context;
 	EState	   *estate;
+	bool		usable;
 
+	format->usable = false;
+	format->valid = true;
 	format->context = AllocSetContextCreate(CacheMemoryContext, "techally row format",
 											ALLOCSET_SMALL_SIZES);
 	old_context = MemoryContextSwitchTo(format->context);
@@ -314,18 +356,19 @@ build_format(Format *format, Relation rel, const char *statement_trigger,
 	estate = CreateExecutorState();
 	MemoryContextSetParent(estate->es_query_cxt, format->context);
 
-	format->usable = rel->rd_rel->relkind == RELKIND_RELATION &&
-		!rel->rd_rel->relispartition && rel->rd_rules == NULL &&
+	usable = rel->rd_rel->relkind == RELKIND_RELATION &&
+		!rel->rd_rel->relispartition && !rel->rd_rel->relhassubclass && rel->rd_rules == NULL &&
+		generated_columns_allow(rel, format->key.operation) &&
 		triggers_allow(rel, format->key.operation, statement_trigger, &format->stands_in) &&
 		map_columns(format, rel, columns) &&
 		(format->key.operation != CMD_INSERT || prepare_defaults(format, rel, estate));
-	if (format->usable)
+	if (usable)
 		prepare_checks(format, rel, estate);
 	MemoryContextSwitchTo(old_context);
-	format->valid = true;
+	format->usable = usable;
 }
 
-/* The format for a table that is open. */
+/* The format for a table that is open, NULL where it cannot be used. */
 static Format *
 format_of(Relation rel, CmdType operation, const char *statement_trigger,
 		  const TaColumn *columns, int ncolumns)
@@ -336,6 +379,7 @@ format_of(Relation rel, CmdType operation, const char *statement_trigger,
 
 	memset(&key, 0, sizeof(key));
 	key.relid = RelationGetRelid(rel);
+	key.role = GetUserId();
 	key.operation = operation;
 	key.columns = columns;
 
@@ -343,19 +387,34 @@ format_of(Relation rel, CmdType operation, const char *statement_trigger,
 	if (!found)
 	{
 		format->valid = false;
-		format->users = 0;
+		format->in_use = false;
 		format->context = NULL;
 	}
+	if (format->in_use)
+		return NULL;
 	if (!format->valid)
 	{
-		/* what a writer further up still uses is left to it */
-		if (format->context != NULL && format->users == 0)
+		if (format->context != NULL)
 			MemoryContextDelete(format->context);
 		format->context = NULL;
-		format->users = 0;
 		build_format(format, rel, statement_trigger, columns, ncolumns);
 	}
-	return format;
+	return format->usable ? format : NULL;
+}
+
+/*
+ * The memory of a writer goes.  Where an error left it open, an expression may
+ * have been in the middle of its work: it is not entered again.
+ */
+static void
+writer_gone(void *arg)
+{
+	TaRowWriter *writer = arg;
+
+	if (writer->closed)
+		return;
+	writer->format->in_use = false;
+	writer->format->valid = false;
 }
 
 /* A constraint may come to a domain without the table hearing of it. */
@@ -379,9 +438,10 @@ open_writer(const char *statement_trigger, Oid relid, CmdType operation,
 
 	if (!direct_rows || !OidIsValid(relid))
 		return NULL;
+	PreventCommandIfReadOnly(operation == CMD_INSERT ? "INSERT" : "UPDATE");
 	rel = table_open(relid, RowExclusiveLock);
 	format = format_of(rel, operation, statement_trigger, columns, ncolumns);
-	if (!format->usable || !domains_allow(format) ||
+	if (format == NULL || !domains_allow(format) ||
 		(statement_trigger != NULL && SessionReplicationRole != SESSION_REPLICATION_ROLE_ORIGIN) ||
 		pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) != ACLCHECK_OK ||
 		pg_class_aclcheck(relid, GetUserId(),
@@ -391,10 +451,13 @@ open_writer(const char *statement_trigger, Oid relid, CmdType operation,
 		table_close(rel, NoLock);
 		return NULL;
 	}
-	format->users++;
 
 	writer = palloc0(sizeof(TaRowWriter));
 	writer->format = format;
+	writer->callback.func = writer_gone;
+	writer->callback.arg = writer;
+	MemoryContextRegisterResetCallback(CurrentMemoryContext, &writer->callback);
+	format->in_use = true;
 	writer->rel = rel;
 	writer->estate = CreateExecutorState();
 	writer->estate->es_snapshot = GetActiveSnapshot();
@@ -504,6 +567,9 @@ ta_writer_insert(TaRowWriter *writer, const Datum *values, const bool *nulls)
 	}
 	set_columns(writer, values, nulls);
 	ExecStoreVirtualTuple(row);
+
+	/* triggers keep what they look up in the context that is current */
+	MemoryContextSwitchTo(writer->estate->es_query_cxt);
 	ExecSimpleRelationInsert(writer->target, writer->estate, row);
 	MemoryContextSwitchTo(old_context);
 }
@@ -551,6 +617,7 @@ ta_writer_store(TaRowWriter *writer, const Datum *values, const bool *nulls)
 	memcpy(row->tts_isnull, writer->old_row->tts_isnull, sizeof(bool) * natts);
 	set_columns(writer, values, nulls);
 	ExecStoreVirtualTuple(row);
+	MemoryContextSwitchTo(writer->estate->es_query_cxt);
 	ExecSimpleRelationUpdate(writer->target, writer->estate, &writer->epq, writer->old_row, row);
 	MemoryContextSwitchTo(old_context);
 }
@@ -572,11 +639,10 @@ ta_writer_close(TaRowWriter *writer)
 		ExecDropSingleTupleTableSlot(writer->old_row);
 	}
 	ExecResetTupleTable(writer->estate->es_tupleTable, false);
-	ExecCloseIndices(writer->target);
+	ExecCloseResultRelations(writer->estate);	/* ours and what triggers opened */
 	table_close(writer->rel, NoLock);
 	FreeExecutorState(writer->estate);
-	if (writer->format->users > 0)
-		writer->format->users--;
+	writer->format->in_use = false;
+	writer->closed = true;
 	CommandCounterIncrement();
-	pfree(writer);
 }

@@ -85,6 +85,12 @@ SELECT * FROM direct.both(2);
 DROP TRIGGER reorder ON direct.stock_reservations;
 SELECT DISTINCT reorder_point FROM direct.inventory_stock;
 
+-- a generated column follows
+ALTER TABLE direct.inventory_stock ADD COLUMN free int GENERATED ALWAYS AS (quantity_on_hand - quantity_reserved) STORED;
+SELECT * FROM direct.both(2);
+SELECT direct.buy(2);
+SELECT count(*) FROM direct.inventory_stock WHERE free <> quantity_on_hand - quantity_reserved;
+
 -- columns that came and went, with defaults
 ALTER TABLE direct.inventory_stock ADD COLUMN gone text DEFAULT repeat('x', 3000), ADD COLUMN shelf text DEFAULT 'A1';
 ALTER TABLE direct.inventory_stock DROP COLUMN gone;
