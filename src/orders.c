@@ -1599,7 +1599,7 @@ ta_post_order_effects(PG_FUNCTION_ARGS)
 	 * Each effect locks its own rows in the lock order.  Where they come in
 	 * several steps, all rows are locked first, in one.
 	 */
-	if (neffects > 1 || lists[RESTOCK].count > 1)
+	if (neffects > 1 || lists[RESTOCK].count > 1 || lists[SALE].count > 1)
 	{
 		pg_uuid_t  *orders = palloc_extended(sizeof(pg_uuid_t) * norders, MCXT_ALLOC_HUGE);
 		int			n = 0;

@@ -245,6 +245,7 @@ ta_reader_open(Oid relid, bool for_update, const TaColumn *columns, int ncolumns
 	memcpy(reader->attnums, lookup->attnums, sizeof(reader->attnums));
 	reader->equality = equality_of(columns[0].type);
 	reader->index = index_open(lookup->index, AccessShareLock);
+	CommandCounterIncrement();	/* see what the command that called us has written */
 	reader->snapshot = RegisterSnapshot(GetTransactionSnapshot());
 	reader->slot = MakeSingleTupleTableSlot(RelationGetDescr(rel), table_slot_callbacks(rel));
 	return reader;

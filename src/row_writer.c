@@ -459,6 +459,10 @@ open_writer(const char *statement_trigger, Oid relid, CmdType operation,
 	MemoryContextRegisterResetCallback(CurrentMemoryContext, &writer->callback);
 	format->in_use = true;
 	writer->rel = rel;
+
+	/* as a statement would: what was written before is seen by functions, too */
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
 	writer->estate = CreateExecutorState();
 	writer->estate->es_snapshot = GetActiveSnapshot();
 	writer->estate->es_output_cid = GetCurrentCommandId(true);
@@ -642,6 +646,7 @@ ta_writer_close(TaRowWriter *writer)
 	ExecCloseResultRelations(writer->estate);	/* ours and what triggers opened */
 	table_close(writer->rel, NoLock);
 	FreeExecutorState(writer->estate);
+	PopActiveSnapshot();
 	writer->format->in_use = false;
 	writer->closed = true;
 	CommandCounterIncrement();

@@ -65,6 +65,18 @@ SELECT * FROM direct.both(2, 1);
 COMMIT;
 ALTER TABLE direct.order_items DROP CONSTRAINT allowed;
 
+-- one that reads what the order has written before
+CREATE FUNCTION direct.is_placed(uuid) RETURNS boolean LANGUAGE plpgsql STABLE
+AS $$ BEGIN RETURN EXISTS (SELECT FROM direct.orders WHERE id = $1); END $$;
+ALTER TABLE direct.order_items ADD CONSTRAINT placed CHECK (direct.is_placed(order_id));
+SELECT * FROM direct.both(2);
+ALTER TABLE direct.order_items DROP CONSTRAINT placed;
+
+-- called by a command that has just written the row
+WITH o AS (UPDATE direct.orders SET notes = 'x' WHERE total = 210
+           RETURNING techally.transition_order('direct', id, 'cancel') AS status)
+SELECT status, count(*) FROM o GROUP BY 1;
+
 -- a trigger that cancels a change of stock must not go unnoticed
 CREATE FUNCTION direct.cancel() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
 CREATE TRIGGER cancel BEFORE UPDATE ON direct.inventory_stock FOR EACH ROW EXECUTE FUNCTION direct.cancel();
