@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * compat.h
- *	  The only place that asks for PG_VERSION_NUM.
+ *	  With compat.c, the only place that asks for PG_VERSION_NUM.
  *
  * PostgreSQL 14 to 18 are supported; the rooms are written against 15.
  *

@@ -90,17 +90,6 @@ ta_spi_init(void)
 	CacheRegisterSyscacheCallback(NAMESPACEOID, namespace_changed, (Datum) 0);
 }
 
-#if PG_VERSION_NUM < 160000
-/* Stands in for the function of this name in 16, for what we ask of it. */
-bool
-ta_object_ownercheck(Oid classid, Oid objectid, Oid roleid)
-{
-	if (classid == NamespaceRelationId)
-		return pg_namespace_ownercheck(objectid, roleid);
-	return pg_class_ownercheck(objectid, roleid);
-}
-#endif
-
 /*
  * ta_store_namespace
  *		The schema of a store.
