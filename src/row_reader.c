@@ -10,7 +10,8 @@
  *
  * ta_reader_open returns NULL where the table does not allow it (row security
  * for the role that reads, no such index, a column of another type, a missing
- * privilege); the caller then has an SQL statement that does the same.
+ * privilege; for locks, a read-only transaction); the caller then has an SQL
+ * statement that does the same, or says what is wrong.
  *
  *-------------------------------------------------------------------------
  */
@@ -216,7 +217,7 @@ ta_reader_open(Oid relid, bool for_update, const TaColumn *columns, int ncolumns
 	Relation	rel;
 	TaRowReader *reader;
 
-	if (!ta_direct_rows() || !OidIsValid(relid))
+	if (!ta_direct_rows() || !OidIsValid(relid) || (for_update && XactReadOnly))
 		return NULL;
 	if (for_update)
 		PreventCommandIfReadOnly("SELECT FOR NO KEY UPDATE");

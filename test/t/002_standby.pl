@@ -44,7 +44,8 @@ is($standby->safe_psql('postgres', q{SELECT string_agg(e.event, ' ' ORDER BY e.e
 
 my ($rc, $out, $err);
 for my $write ($place, q{SELECT techally.create_store('third')}, q{SELECT techally.upgrade_store('shop')}, q{SELECT techally.adopt_store('shop')},
-	q{SELECT techally.drop_store('shop')}, q{SELECT shop.expire_reservations()})
+	q{SELECT techally.drop_store('shop')}, q{SELECT shop.expire_reservations()},
+	q{SELECT shop.transition_order(o.id, 'cancel') FROM shop.orders o}, q{SELECT shop.reserve_stock('MUG', 1)})
 {
 	($rc, $out, $err) = $standby->psql('postgres', $write, extra_params => [ '-v', 'VERBOSITY=sqlstate' ]);
 	like($err, qr/25006/, "refused: $write");
