@@ -29,7 +29,6 @@
 #include "miscadmin.h"
 #include "nodes/primnodes.h"
 #include "parser/parse_coerce.h"
-#include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/fmgroids.h"
 #include "utils/hsearch.h"
@@ -219,8 +218,6 @@ ta_reader_open(Oid relid, bool for_update, const TaColumn *columns, int ncolumns
 
 	if (!ta_direct_rows() || !OidIsValid(relid) || (for_update && XactReadOnly))
 		return NULL;
-	if (for_update)
-		PreventCommandIfReadOnly("SELECT FOR NO KEY UPDATE");
 	rel = table_open(relid, for_update ? RowShareLock : AccessShareLock);
 
 	memset(&key, 0, sizeof(key));
