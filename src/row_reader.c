@@ -10,8 +10,7 @@
  *
  * ta_reader_open returns NULL where the table does not allow it (row security
  * for the role that reads, no such index, a column of another type, a missing
- * privilege; for locks, a read-only transaction); the caller then has an SQL
- * statement that does the same, or says what is wrong.
+ * privilege); the caller then has an SQL statement that does the same.
  *
  *-------------------------------------------------------------------------
  */
@@ -216,7 +215,7 @@ ta_reader_open(Oid relid, bool for_update, const TaColumn *columns, int ncolumns
 	Relation	rel;
 	TaRowReader *reader;
 
-	if (!ta_direct_rows() || !OidIsValid(relid) || (for_update && XactReadOnly))
+	if (!ta_direct_rows() || !OidIsValid(relid))
 		return NULL;
 	rel = table_open(relid, for_update ? RowShareLock : AccessShareLock);
 
