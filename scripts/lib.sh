@@ -127,6 +127,7 @@ ta_need() {
 	for feature; do
 		[ "$feature" = tests ] || continue
 		command -v prove >/dev/null || packages+=" perl"
+		command -v xz >/dev/null || packages+=" xz-utils"
 		perl -MIPC::Run -e 1 2>/dev/null || packages+=" libipc-run-perl"
 		command -v pg_prove >/dev/null || packages+=" libtap-parser-sourcehandler-pgtap-perl"
 	done

@@ -20,11 +20,11 @@
 static Datum
 make_array(Datum *datums, bool *nulls, int count, Oid type)
 {
-	int			dims[1] = {count};
-	int			lower_bounds[1] = {1};
-	int16		typlen;
-	bool		typbyval;
-	char		typalign;
+	int	  dims[1] = {count};
+	int	  lower_bounds[1] = {1};
+	int16 typlen;
+	bool  typbyval;
+	char  typalign;
 
 	get_typlenbyvalalign(type, &typlen, &typbyval, &typalign);
 	return PointerGetDatum(construct_md_array(datums, nulls, 1, dims, lower_bounds,
@@ -34,7 +34,7 @@ make_array(Datum *datums, bool *nulls, int count, Oid type)
 Datum
 ta_uuid_array(const pg_uuid_t *values, int count)
 {
-	Datum	   *datums = palloc(sizeof(Datum) * Max(count, 1));
+	Datum *datums = palloc(sizeof(Datum) * Max(count, 1));
 
 	for (int i = 0; i < count; i++)
 		datums[i] = UUIDPGetDatum(&values[i]);
@@ -44,8 +44,8 @@ ta_uuid_array(const pg_uuid_t *values, int count)
 Datum
 ta_nullable_uuid_array(const TaUuid *values, int count)
 {
-	Datum	   *datums = palloc(sizeof(Datum) * Max(count, 1));
-	bool	   *nulls = palloc(sizeof(bool) * Max(count, 1));
+	Datum *datums = palloc(sizeof(Datum) * Max(count, 1));
+	bool  *nulls = palloc(sizeof(bool) * Max(count, 1));
 
 	for (int i = 0; i < count; i++)
 	{
@@ -58,7 +58,7 @@ ta_nullable_uuid_array(const TaUuid *values, int count)
 Datum
 ta_int4_array(const int32 *values, int count)
 {
-	Datum	   *datums = palloc(sizeof(Datum) * Max(count, 1));
+	Datum *datums = palloc(sizeof(Datum) * Max(count, 1));
 
 	for (int i = 0; i < count; i++)
 		datums[i] = Int32GetDatum(values[i]);
@@ -68,8 +68,8 @@ ta_int4_array(const int32 *values, int count)
 Datum
 ta_text_array(const char *const *values, int count)
 {
-	Datum	   *datums = palloc(sizeof(Datum) * Max(count, 1));
-	bool	   *nulls = palloc(sizeof(bool) * Max(count, 1));
+	Datum *datums = palloc(sizeof(Datum) * Max(count, 1));
+	bool  *nulls = palloc(sizeof(bool) * Max(count, 1));
 
 	for (int i = 0; i < count; i++)
 	{

@@ -15,8 +15,8 @@
 /* A uuid that may be NULL, by value. */
 typedef struct TaUuid
 {
-	bool		isnull;
-	pg_uuid_t	value;
+	bool	  isnull;
+	pg_uuid_t value;
 } TaUuid;
 
 extern Datum ta_uuid_array(const pg_uuid_t *values, int count);
@@ -25,4 +25,4 @@ extern Datum ta_int4_array(const int32 *values, int count);
 extern Datum ta_text_array(const char *const *values, int count);
 extern Datum ta_datum_array(Datum *values, int count, Oid type);
 
-#endif							/* TECHALLY_ARRAY_UTIL_H */
+#endif /* TECHALLY_ARRAY_UTIL_H */

@@ -30,7 +30,7 @@
 #include "spi_util.h"
 #include "trigger_util.h"
 
-#define SKU_TABLE "skus"
+#define SKU_TABLE		  "skus"
 #define MAX_CLASHES_SHOWN 10
 
 /*
@@ -39,28 +39,27 @@
  */
 static const TaStatement insert_product_skus = {
 	"INSERT INTO @store@.skus (sku, product_id)"
-	" SELECT i.sku, i.id FROM inserted i ON CONFLICT (sku) DO NOTHING", 0
-};
+	" SELECT i.sku, i.id FROM inserted i ON CONFLICT (sku) DO NOTHING",
+	0};
 static const TaStatement insert_variant_skus = {
 	"INSERT INTO @store@.skus (sku, product_id, variant_id)"
-	" SELECT i.sku, i.product_id, i.id FROM inserted i ON CONFLICT (sku) DO NOTHING", 0
-};
+	" SELECT i.sku, i.product_id, i.id FROM inserted i ON CONFLICT (sku) DO NOTHING",
+	0};
 static const TaStatement clashing_product_skus = {
 	"SELECT i.sku FROM inserted i JOIN @store@.skus s ON s.sku = i.sku"
-	" WHERE s.product_id <> i.id OR s.variant_id IS NOT NULL ORDER BY 1", 0
-};
+	" WHERE s.product_id <> i.id OR s.variant_id IS NOT NULL ORDER BY 1",
+	0};
 static const TaStatement clashing_variant_skus = {
 	"SELECT i.sku FROM inserted i JOIN @store@.skus s ON s.sku = i.sku"
-	" WHERE s.variant_id IS DISTINCT FROM i.id ORDER BY 1", 0
-};
+	" WHERE s.variant_id IS DISTINCT FROM i.id ORDER BY 1",
+	0};
 static const TaStatement delete_sku = {
-	"DELETE FROM @store@.skus s WHERE s.sku = $1", 1, {TEXTOID}
-};
+	"DELETE FROM @store@.skus s WHERE s.sku = $1", 1, {TEXTOID}};
 static const TaStatement insert_sku = {
 	"INSERT INTO @store@.skus (sku, product_id, variant_id)"
 	" VALUES ($1, $2, $3) ON CONFLICT (sku) DO NOTHING",
-	3, {TEXTOID, UUIDOID, UUIDOID}
-};
+	3,
+	{TEXTOID, UUIDOID, UUIDOID}};
 
 PG_FUNCTION_INFO_V1(ta_set_updated_at);
 PG_FUNCTION_INFO_V1(ta_register_product_skus);
@@ -72,7 +71,7 @@ PG_FUNCTION_INFO_V1(ta_refuse_inventory_write);
 static int
 column_number(Relation rel, const char *name)
 {
-	int			attnum = SPI_fnumber(RelationGetDescr(rel), name);
+	int attnum = SPI_fnumber(RelationGetDescr(rel), name);
 
 	if (attnum <= 0)
 		ereport(ERROR,
@@ -94,10 +93,10 @@ ta_set_updated_at(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = ta_trigger_data(fcinfo, "set_updated_at",
 											TA_TRIGGER_ROW | TA_TRIGGER_BEFORE | TA_TRIGGER_UPDATE);
-	Relation	rel = trigdata->tg_relation;
-	int			attnum = column_number(rel, "updated_at");
-	Datum		value = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
-	bool		isnull = false;
+	Relation	 rel = trigdata->tg_relation;
+	int			 attnum = column_number(rel, "updated_at");
+	Datum		 value = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
+	bool		 isnull = false;
 
 	if (TupleDescAttr(RelationGetDescr(rel), attnum - 1)->atttypid != TIMESTAMPTZOID)
 		ereport(ERROR,
@@ -115,8 +114,8 @@ ta_set_updated_at(PG_FUNCTION_ARGS)
 static Oid
 sku_owner(Relation rel)
 {
-	Oid			relid = get_relname_relid(SKU_TABLE, RelationGetNamespace(rel));
-	Oid			owner;
+	Oid relid = get_relname_relid(SKU_TABLE, RelationGetNamespace(rel));
+	Oid owner;
 
 	if (!OidIsValid(relid))
 		ereport(ERROR,
@@ -138,8 +137,7 @@ raise_sku_clash(Relation rel, const char *skus, bool many)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_UNIQUE_VIOLATION),
-			 many ? errmsg("SKUs are already in use") :
-			 errmsg("SKU \"%s\" is already in use", skus),
+			 many ? errmsg("SKUs are already in use") : errmsg("SKU \"%s\" is already in use", skus),
 			 many ? errdetail("They are: %s.", skus) : 0,
 			 errhint("A SKU is unique across products and variants."),
 			 err_generic_string(PG_DIAG_SCHEMA_NAME,
@@ -155,10 +153,10 @@ register_skus(FunctionCallInfo fcinfo, const char *function_name, const char *ta
 {
 	TriggerData *trigdata = ta_trigger_data(fcinfo, function_name,
 											TA_TRIGGER_STATEMENT | TA_TRIGGER_AFTER | TA_TRIGGER_INSERT);
-	Relation	rel = trigdata->tg_relation;
-	Oid			nspid = RelationGetNamespace(rel);
-	TaFrame		frame;
-	int64		expected;
+	Relation	 rel = trigdata->tg_relation;
+	Oid			 nspid = RelationGetNamespace(rel);
+	TaFrame		 frame;
+	int64		 expected;
 
 	if (strcmp(RelationGetRelationName(rel), table_name) != 0 ||
 		trigdata->tg_newtable == NULL ||
@@ -179,7 +177,7 @@ register_skus(FunctionCallInfo fcinfo, const char *function_name, const char *ta
 	if (ta_execute(nspid, insert, SPI_OK_INSERT, NULL, NULL) != (uint64) expected)
 	{
 		StringInfoData skus;
-		uint64		count = ta_execute(nspid, clashing, SPI_OK_SELECT, NULL, NULL);
+		uint64		   count = ta_execute(nspid, clashing, SPI_OK_SELECT, NULL, NULL);
 
 		initStringInfo(&skus);
 		for (uint64 row = 0; row < count && row < MAX_CLASHES_SHOWN; row++)
@@ -225,18 +223,18 @@ ta_update_sku(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = ta_trigger_data(fcinfo, "update_sku",
 											TA_TRIGGER_ROW | TA_TRIGGER_AFTER | TA_TRIGGER_UPDATE);
-	Relation	rel = trigdata->tg_relation;
-	TupleDesc	tupdesc = RelationGetDescr(rel);
-	Oid			nspid = RelationGetNamespace(rel);
-	bool		is_variant = strcmp(RelationGetRelationName(rel), "product_variants") == 0;
-	int			sku_column = column_number(rel, "sku");
-	char	   *sku = SPI_getvalue(trigdata->tg_newtuple, tupdesc, sku_column);
-	char	   *old_sku = SPI_getvalue(trigdata->tg_trigtuple, tupdesc, sku_column);
-	Datum		old_values[1];
-	Datum		values[3] = {0};
-	char		nulls[4] = {' ', ' ', is_variant ? ' ' : 'n', '\0'};
-	bool		isnull;
-	TaFrame		frame;
+	Relation	 rel = trigdata->tg_relation;
+	TupleDesc	 tupdesc = RelationGetDescr(rel);
+	Oid			 nspid = RelationGetNamespace(rel);
+	bool		 is_variant = strcmp(RelationGetRelationName(rel), "product_variants") == 0;
+	int			 sku_column = column_number(rel, "sku");
+	char		*sku = SPI_getvalue(trigdata->tg_newtuple, tupdesc, sku_column);
+	char		*old_sku = SPI_getvalue(trigdata->tg_trigtuple, tupdesc, sku_column);
+	Datum		 old_values[1];
+	Datum		 values[3] = {0};
+	char		 nulls[4] = {' ', ' ', is_variant ? ' ' : 'n', '\0'};
+	bool		 isnull;
+	TaFrame		 frame;
 
 	if (!is_variant && strcmp(RelationGetRelationName(rel), "products") != 0)
 		ereport(ERROR,
@@ -271,11 +269,11 @@ ta_refuse_inventory_write(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = ta_trigger_data(fcinfo, "refuse_inventory_write",
 											TA_TRIGGER_ROW | TA_TRIGGER_INSTEAD |
-											TA_TRIGGER_INSERT | TA_TRIGGER_UPDATE | TA_TRIGGER_DELETE);
+												TA_TRIGGER_INSERT | TA_TRIGGER_UPDATE | TA_TRIGGER_DELETE);
 
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("view \"%s\" is read only", RelationGetRelationName(trigdata->tg_relation)),
 			 errhint("Stock changes through the store's functions receive_stock, adjust_stock and transfer_stock.")));
-	PG_RETURN_NULL();			/* not reached */
+	PG_RETURN_NULL(); /* not reached */
 }

@@ -78,4 +78,4 @@ ta_index_beginscan(Relation rel, Relation index, Snapshot snapshot, int nkeys)
 #define pg_attribute_noreturn() __attribute__((noreturn))
 #endif
 
-#endif							/* TECHALLY_COMPAT_H */
+#endif /* TECHALLY_COMPAT_H */

@@ -62,71 +62,71 @@
 /* Lines that share a group are served from the same stock rows. */
 typedef struct DemandGroup
 {
-	pg_uuid_t	product_id;
-	TaUuid		variant_id;
-	TaUuid		warehouse_id;
-	int			first_candidate;
-	int			ncandidates;
+	pg_uuid_t product_id;
+	TaUuid	  variant_id;
+	TaUuid	  warehouse_id;
+	int		  first_candidate;
+	int		  ncandidates;
 } DemandGroup;
 
 /* A stock row, locked. */
 typedef struct StockRow
 {
-	pg_uuid_t	id;
-	ItemPointerData tid;		/* of the version that is locked */
-	int32		available;
-	int32		taken;
-	int32		priority;
-	char	   *warehouse;
+	pg_uuid_t		id;
+	ItemPointerData tid; /* of the version that is locked */
+	int32			available;
+	int32			taken;
+	int32			priority;
+	char		   *warehouse;
 } StockRow;
 
 /* A stock row that may serve a group. */
 typedef struct Candidate
 {
-	int			group;
-	StockRow   *row;
+	int		  group;
+	StockRow *row;
 } Candidate;
 
 /* What a set of lines wants and where it may come from. */
 typedef struct Demand
 {
-	TaLine	   *lines;
-	int			nlines;
-	int		   *group_of;		/* by line */
-	DemandGroup	   *groups;
-	int			ngroups;
-	StockRow   *rows;			/* ascending by id */
-	int			nrows;
-	Candidate  *candidates;		/* by group, then in the order of serving */
-	int			ncandidates;
+	TaLine		*lines;
+	int			 nlines;
+	int			*group_of; /* by line */
+	DemandGroup *groups;
+	int			 ngroups;
+	StockRow	*rows; /* ascending by id */
+	int			 nrows;
+	Candidate	*candidates; /* by group, then in the order of serving */
+	int			 ncandidates;
 } Demand;
 
 /* A part of a reservation whose stock row is locked. */
 typedef struct Part
 {
-	pg_uuid_t	reservation_id;
-	TaUuid		order_id;
-	pg_uuid_t	stock_id;
-	ItemPointerData tid;		/* of the stock row */
-	int32		quantity;
+	pg_uuid_t		reservation_id;
+	TaUuid			order_id;
+	pg_uuid_t		stock_id;
+	ItemPointerData tid; /* of the stock row */
+	int32			quantity;
 } Part;
 
 /* By how much the quantities of a locked stock row change. */
 typedef struct StockChange
 {
-	pg_uuid_t	id;
+	pg_uuid_t		id;
 	ItemPointerData tid;
-	int32		on_hand;
-	int32		reserved;
+	int32			on_hand;
+	int32			reserved;
 } StockChange;
 
 /* A row of the ledger. */
 typedef struct Movement
 {
-	pg_uuid_t	stock_id;
-	int32		quantity;
-	TaUuid		order_id;
-	TaUuid		reservation_id;
+	pg_uuid_t stock_id;
+	int32	  quantity;
+	TaUuid	  order_id;
+	TaUuid	  reservation_id;
 } Movement;
 
 static const TaStatement resolve_skus = {
@@ -146,8 +146,8 @@ static const TaStatement resolve_skus = {
 	"  LEFT JOIN @store@.products p ON p.id = k.product_id"
 	"  LEFT JOIN @store@.product_variants v ON v.id = k.variant_id"
 	"  LEFT JOIN @store@.warehouses w ON w.code = d.warehouse",
-	2, {TEXTARRAYOID, TEXTARRAYOID}
-};
+	2,
+	{TEXTARRAYOID, TEXTARRAYOID}};
 
 static const TaStatement lock_candidates = {
 	"SELECT d.n::pg_catalog.int4, s.id, s.quantity_on_hand - s.quantity_reserved, w.priority, w.code, s.ctid"
@@ -159,27 +159,27 @@ static const TaStatement lock_candidates = {
 	"    ON w.id = s.warehouse_id AND (d.warehouse_id IS NOT NULL OR w.is_active)"
 	" ORDER BY s.id"
 	"   FOR NO KEY UPDATE OF s",
-	3, {UUIDARRAYOID, UUIDARRAYOID, UUIDARRAYOID}
-};
+	3,
+	{UUIDARRAYOID, UUIDARRAYOID, UUIDARRAYOID}};
 
 static const TaStatement lock_orders_reservations = {
 	"SELECT r.id FROM @store@.stock_reservations r"
 	" WHERE r.order_id = ANY ($1) AND r.status = 'active'"
 	" ORDER BY r.id FOR NO KEY UPDATE",
-	1, {UUIDARRAYOID}
-};
+	1,
+	{UUIDARRAYOID}};
 
 static const TaStatement lock_orders_stock = {
 	"SELECT s.id FROM @store@.inventory_stock s"
 	" WHERE s.product_id IN (SELECT i.product_id FROM @store@.order_items i WHERE i.order_id = ANY ($1))"
 	" ORDER BY s.id FOR NO KEY UPDATE",
-	1, {UUIDARRAYOID}
-};
+	1,
+	{UUIDARRAYOID}};
 
 static const TaStatement lock_stock = {
 	"SELECT s.id, s.ctid FROM @store@.inventory_stock s WHERE s.id = ANY ($1) ORDER BY s.id FOR NO KEY UPDATE",
-	1, {UUIDARRAYOID}
-};
+	1,
+	{UUIDARRAYOID}};
 
 /*
  * Frees the expired parts of rows that the caller has locked.  The reservation
@@ -204,122 +204,100 @@ static const TaStatement sweep_expired = {
 	" UPDATE @store@.inventory_stock s SET quantity_reserved = s.quantity_reserved - sums.quantity"
 	"   FROM sums WHERE s.id = sums.stock_id"
 	" RETURNING s.id, s.quantity_on_hand - s.quantity_reserved, s.ctid",
-	2, {UUIDARRAYOID, TIMESTAMPTZOID}
-};
+	2,
+	{UUIDARRAYOID, TIMESTAMPTZOID}};
 
 /* used where ta_writer_open declines */
 static const TaStatement insert_reservation = {
 	"INSERT INTO @store@.stock_reservations (id, order_id, reference, quantity, expires_at)"
 	" VALUES ($1, $2, $3, $4, $5)",
-	5, {UUIDOID, UUIDOID, TEXTOID, INT8OID, TIMESTAMPTZOID}
-};
+	5,
+	{UUIDOID, UUIDOID, TEXTOID, INT8OID, TIMESTAMPTZOID}};
 
 static const TaStatement insert_parts = {
 	"INSERT INTO @store@.stock_reservation_parts (reservation_id, stock_id, quantity)"
 	" SELECT $1, d.stock_id, d.quantity FROM unnest($2, $3) AS d(stock_id, quantity)",
-	3, {UUIDOID, UUIDARRAYOID, INT4ARRAYOID}
-};
+	3,
+	{UUIDOID, UUIDARRAYOID, INT4ARRAYOID}};
 
 static const TaStatement update_stock = {
 	"UPDATE @store@.inventory_stock s"
 	"   SET quantity_on_hand = s.quantity_on_hand + d.on_hand,"
 	"       quantity_reserved = s.quantity_reserved + d.reserved"
 	"  FROM unnest($1, $2, $3) AS d(id, on_hand, reserved) WHERE s.id = d.id",
-	3, {UUIDARRAYOID, INT4ARRAYOID, INT4ARRAYOID}
-};
+	3,
+	{UUIDARRAYOID, INT4ARRAYOID, INT4ARRAYOID}};
 
 static const TaStatement insert_movements = {
 	"INSERT INTO @store@.stock_movements"
 	"   (stock_id, quantity, order_id, reservation_id, movement_type, note, actor, request_id)"
 	" SELECT m.stock_id, m.quantity, m.order_id, m.reservation_id, $5, $6, $7, $8"
 	"   FROM unnest($1, $2, $3, $4) AS m(stock_id, quantity, order_id, reservation_id)",
-	8, {UUIDARRAYOID, INT4ARRAYOID, UUIDARRAYOID, UUIDARRAYOID, TEXTOID, TEXTOID, UUIDOID, TEXTOID}
-};
+	8,
+	{UUIDARRAYOID, INT4ARRAYOID, UUIDARRAYOID, UUIDARRAYOID, TEXTOID, TEXTOID, UUIDOID, TEXTOID}};
 
 /* what ta_reader_open and ta_writer_open are asked for; the first is the key */
 static const TaColumn sku_columns[] = {
-	{"sku", TEXTOID}, {"product_id", UUIDOID}, {"variant_id", UUIDOID}
-};
+	{"sku", TEXTOID}, {"product_id", UUIDOID}, {"variant_id", UUIDOID}};
 static const TaColumn product_columns[] = {
-	{"id", UUIDOID}, {"name", TEXTOID}, {"price", NUMERICOID}, {"deleted_at", TIMESTAMPTZOID},
-	{"is_active", BOOLOID}, {"is_published", BOOLOID}
-};
+	{"id", UUIDOID}, {"name", TEXTOID}, {"price", NUMERICOID}, {"deleted_at", TIMESTAMPTZOID}, {"is_active", BOOLOID}, {"is_published", BOOLOID}};
 static const TaColumn variant_columns[] = {
-	{"id", UUIDOID}, {"name", TEXTOID}, {"price", NUMERICOID}, {"deleted_at", TIMESTAMPTZOID},
-	{"is_active", BOOLOID}
-};
+	{"id", UUIDOID}, {"name", TEXTOID}, {"price", NUMERICOID}, {"deleted_at", TIMESTAMPTZOID}, {"is_active", BOOLOID}};
 static const TaColumn product_variant_columns[] = {
-	{"product_id", UUIDOID}, {"deleted_at", TIMESTAMPTZOID}
-};
+	{"product_id", UUIDOID}, {"deleted_at", TIMESTAMPTZOID}};
 static const TaColumn warehouse_code_columns[] = {
-	{"code", TEXTOID}, {"id", UUIDOID}
-};
+	{"code", TEXTOID}, {"id", UUIDOID}};
 static const TaColumn warehouse_columns[] = {
-	{"id", UUIDOID}, {"code", TEXTOID}, {"priority", INT4OID}, {"is_active", BOOLOID}
-};
+	{"id", UUIDOID}, {"code", TEXTOID}, {"priority", INT4OID}, {"is_active", BOOLOID}};
 static const TaColumn product_stock_columns[] = {
-	{"product_id", UUIDOID}, {"id", UUIDOID}, {"variant_id", UUIDOID}, {"warehouse_id", UUIDOID},
-	{"quantity_on_hand", INT4OID}, {"quantity_reserved", INT4OID}
-};
+	{"product_id", UUIDOID}, {"id", UUIDOID}, {"variant_id", UUIDOID}, {"warehouse_id", UUIDOID}, {"quantity_on_hand", INT4OID}, {"quantity_reserved", INT4OID}};
 static const TaColumn stock_id_columns[] = {
-	{"id", UUIDOID}
-};
+	{"id", UUIDOID}};
 static const TaColumn reservation_order_columns[] = {
-	{"id", UUIDOID}, {"order_id", UUIDOID}
-};
+	{"id", UUIDOID}, {"order_id", UUIDOID}};
 static const TaColumn order_reservation_columns[] = {
-	{"order_id", UUIDOID}, {"id", UUIDOID}, {"status", TEXTOID}, {"expires_at", TIMESTAMPTZOID},
-	{"closed_at", TIMESTAMPTZOID}
-};
+	{"order_id", UUIDOID}, {"id", UUIDOID}, {"status", TEXTOID}, {"expires_at", TIMESTAMPTZOID}, {"closed_at", TIMESTAMPTZOID}};
 static const TaColumn closing_columns[] = {
-	{"status", TEXTOID}, {"expires_at", TIMESTAMPTZOID}, {"closed_at", TIMESTAMPTZOID}
-};
+	{"status", TEXTOID}, {"expires_at", TIMESTAMPTZOID}, {"closed_at", TIMESTAMPTZOID}};
 static const TaColumn reservation_part_columns[] = {
-	{"reservation_id", UUIDOID}, {"stock_id", UUIDOID}, {"quantity", INT4OID}
-};
+	{"reservation_id", UUIDOID}, {"stock_id", UUIDOID}, {"quantity", INT4OID}};
 static const TaColumn reservation_columns[] = {
-	{"id", UUIDOID}, {"order_id", UUIDOID}, {"reference", TEXTOID},
-	{"quantity", INT8OID}, {"expires_at", TIMESTAMPTZOID}
-};
+	{"id", UUIDOID}, {"order_id", UUIDOID}, {"reference", TEXTOID}, {"quantity", INT8OID}, {"expires_at", TIMESTAMPTZOID}};
 static const TaColumn part_columns[] = {
-	{"reservation_id", UUIDOID}, {"stock_id", UUIDOID}, {"quantity", INT4OID}
-};
+	{"reservation_id", UUIDOID}, {"stock_id", UUIDOID}, {"quantity", INT4OID}};
 static const TaColumn stock_columns[] = {
-	{"quantity_on_hand", INT4OID}, {"quantity_reserved", INT4OID}
-};
+	{"quantity_on_hand", INT4OID}, {"quantity_reserved", INT4OID}};
 static const TaColumn movement_columns[] = {
-	{"stock_id", UUIDOID}, {"quantity", INT4OID}, {"order_id", UUIDOID}, {"reservation_id", UUIDOID},
-	{"movement_type", TEXTOID}, {"note", TEXTOID}, {"actor", UUIDOID}, {"request_id", TEXTOID}
-};
+	{"stock_id", UUIDOID}, {"quantity", INT4OID}, {"order_id", UUIDOID}, {"reservation_id", UUIDOID}, {"movement_type", TEXTOID}, {"note", TEXTOID}, {"actor", UUIDOID}, {"request_id", TEXTOID}};
 
 static const TaStatement hold_reservations = {
 	"UPDATE @store@.stock_reservations SET expires_at = 'infinity'"
 	" WHERE order_id = ANY ($1) AND status = 'active' AND closed_at IS NULL AND expires_at > $2"
 	" RETURNING order_id",
-	2, {UUIDARRAYOID, TIMESTAMPTZOID}
-};
+	2,
+	{UUIDARRAYOID, TIMESTAMPTZOID}};
 
 static const TaStatement sell_reservations = {
 	"UPDATE @store@.stock_reservations SET status = 'committed', closed_at = $2"
 	" WHERE order_id = ANY ($1) AND status = 'active' AND closed_at IS NULL AND expires_at > $2"
 	" RETURNING id, order_id",
-	2, {UUIDARRAYOID, TIMESTAMPTZOID}
-};
+	2,
+	{UUIDARRAYOID, TIMESTAMPTZOID}};
 
 static const TaStatement release_reservations = {
 	"UPDATE @store@.stock_reservations"
 	"   SET status = CASE WHEN expires_at > $2 THEN 'released' ELSE 'expired' END, closed_at = $2"
 	" WHERE order_id = ANY ($1) AND status = 'active'"
 	" RETURNING id",
-	2, {UUIDARRAYOID, TIMESTAMPTZOID}
-};
+	2,
+	{UUIDARRAYOID, TIMESTAMPTZOID}};
 
 static const TaStatement expire_order_reservations = {
 	"UPDATE @store@.stock_reservations SET status = 'expired', closed_at = $2"
 	" WHERE order_id = ANY ($1) AND status = 'active' AND expires_at <= $2"
 	" RETURNING id",
-	2, {UUIDARRAYOID, TIMESTAMPTZOID}
-};
+	2,
+	{UUIDARRAYOID, TIMESTAMPTZOID}};
 
 /*
  * The sweeper waits for nothing.  If it waited for a stock row with reservations
@@ -334,8 +312,8 @@ static const TaStatement lock_expired_stock = {
 	"                         ORDER BY e.expires_at LIMIT $2) AS oldest"
 	"                  JOIN @store@.stock_reservation_parts p ON p.reservation_id = oldest.id)"
 	" ORDER BY s.id FOR NO KEY UPDATE SKIP LOCKED",
-	2, {TIMESTAMPTZOID, INT4OID}
-};
+	2,
+	{TIMESTAMPTZOID, INT4OID}};
 
 static const TaStatement expire_oldest = {
 	"UPDATE @store@.stock_reservations r SET status = 'expired', closed_at = $1"
@@ -346,8 +324,8 @@ static const TaStatement expire_oldest = {
 	"         ORDER BY e.expires_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED) AS gone"
 	" WHERE r.id = gone.id"
 	" RETURNING r.id",
-	3, {TIMESTAMPTZOID, INT4OID, UUIDARRAYOID}
-};
+	3,
+	{TIMESTAMPTZOID, INT4OID, UUIDARRAYOID}};
 
 static const TaStatement lock_parts = {
 	"SELECT p.reservation_id, r.order_id, s.id, p.quantity, s.ctid"
@@ -357,8 +335,8 @@ static const TaStatement lock_parts = {
 	" WHERE r.id = ANY ($1)"
 	" ORDER BY s.id"
 	"   FOR NO KEY UPDATE OF s",
-	1, {UUIDARRAYOID}
-};
+	1,
+	{UUIDARRAYOID}};
 
 static const TaStatement sold_units = {
 	"SELECT s.id, s.product_id, s.variant_id, (-sum(m.quantity))::pg_catalog.int4"
@@ -367,8 +345,8 @@ static const TaStatement sold_units = {
 	" WHERE m.order_id = $1 AND m.movement_type IN ('sale', 'return')"
 	" GROUP BY s.id, w.priority, w.code HAVING sum(m.quantity) < 0"
 	" ORDER BY w.priority, w.code, s.stripe",
-	1, {UUIDOID}
-};
+	1,
+	{UUIDOID}};
 
 static const TaStatement receive_product = {
 	"INSERT INTO @store@.inventory_stock AS s (product_id, variant_id, warehouse_id, quantity_on_hand)"
@@ -376,8 +354,8 @@ static const TaStatement receive_product = {
 	" ON CONFLICT (product_id, warehouse_id, stripe) WHERE variant_id IS NULL"
 	" DO UPDATE SET quantity_on_hand = s.quantity_on_hand + EXCLUDED.quantity_on_hand"
 	" RETURNING s.id, s.quantity_on_hand",
-	4, {UUIDOID, UUIDOID, UUIDOID, INT4OID}
-};
+	4,
+	{UUIDOID, UUIDOID, UUIDOID, INT4OID}};
 
 static const TaStatement receive_variant = {
 	"INSERT INTO @store@.inventory_stock AS s (product_id, variant_id, warehouse_id, quantity_on_hand)"
@@ -385,20 +363,20 @@ static const TaStatement receive_variant = {
 	" ON CONFLICT (variant_id, warehouse_id, stripe) WHERE variant_id IS NOT NULL"
 	" DO UPDATE SET quantity_on_hand = s.quantity_on_hand + EXCLUDED.quantity_on_hand"
 	" RETURNING s.id, s.quantity_on_hand",
-	4, {UUIDOID, UUIDOID, UUIDOID, INT4OID}
-};
+	4,
+	{UUIDOID, UUIDOID, UUIDOID, INT4OID}};
 
 static const TaStatement make_stock_row = {
 	"INSERT INTO @store@.inventory_stock (product_id, variant_id, warehouse_id)"
 	" VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
-	3, {UUIDOID, UUIDOID, UUIDOID}
-};
+	3,
+	{UUIDOID, UUIDOID, UUIDOID}};
 
 static const TaStatement on_hand_in_warehouse = {
 	"SELECT sum(s.quantity_on_hand)::pg_catalog.int4 FROM @store@.inventory_stock s"
 	" WHERE s.product_id = $1 AND s.variant_id IS NOT DISTINCT FROM $2 AND s.warehouse_id = $3",
-	3, {UUIDOID, UUIDOID, UUIDOID}
-};
+	3,
+	{UUIDOID, UUIDOID, UUIDOID}};
 
 static const TaStatement available_units = {
 	"WITH stock AS ("
@@ -411,26 +389,26 @@ static const TaStatement available_units = {
 	"                     JOIN @store@.stock_reservation_parts p ON p.reservation_id = r.id"
 	"                     JOIN stock ON stock.id = p.stock_id"
 	"                    WHERE r.status = 'active' AND r.expires_at <= $4), 0))::pg_catalog.int8",
-	4, {UUIDOID, UUIDOID, UUIDOID, TIMESTAMPTZOID}
-};
+	4,
+	{UUIDOID, UUIDOID, UUIDOID, TIMESTAMPTZOID}};
 
 static const TaStatement lock_reservation = {
 	"SELECT r.order_id, r.status, r.expires_at, o.order_number"
 	"  FROM @store@.stock_reservations r LEFT JOIN @store@.orders o ON o.id = r.order_id"
 	" WHERE r.id = $1 FOR NO KEY UPDATE OF r",
-	1, {UUIDOID}
-};
+	1,
+	{UUIDOID}};
 
 static const TaStatement close_reservation = {
 	"UPDATE @store@.stock_reservations SET status = $2, closed_at = pg_catalog.clock_timestamp() WHERE id = $1",
-	2, {UUIDOID, TEXTOID}
-};
+	2,
+	{UUIDOID, TEXTOID}};
 
 static const TaStatement set_expiry = {
 	"UPDATE @store@.stock_reservations SET expires_at = GREATEST(expires_at, $2)"
 	" WHERE id = $1 RETURNING expires_at",
-	2, {UUIDOID, TIMESTAMPTZOID}
-};
+	2,
+	{UUIDOID, TIMESTAMPTZOID}};
 
 /* ---------------------------------------------------------------------
  * SKUs
@@ -441,8 +419,8 @@ static const TaStatement set_expiry = {
 static pg_uuid_t
 spi_uuid(uint64 row, int column)
 {
-	bool		isnull;
-	Datum		value = ta_spi_value(row, column, &isnull);
+	bool  isnull;
+	Datum value = ta_spi_value(row, column, &isnull);
 
 	Assert(!isnull);
 	return *DatumGetUUIDP(value);
@@ -451,8 +429,8 @@ spi_uuid(uint64 row, int column)
 static TaUuid
 spi_nullable_uuid(uint64 row, int column)
 {
-	TaUuid		result = {.isnull = true};
-	Datum		value = ta_spi_value(row, column, &result.isnull);
+	TaUuid result = {.isnull = true};
+	Datum  value = ta_spi_value(row, column, &result.isnull);
 
 	if (!result.isnull)
 		result.value = *DatumGetUUIDP(value);
@@ -462,7 +440,7 @@ spi_nullable_uuid(uint64 row, int column)
 static int32
 spi_int4(uint64 row, int column)
 {
-	bool		isnull;
+	bool isnull;
 
 	return DatumGetInt32(ta_spi_value(row, column, &isnull));
 }
@@ -470,7 +448,7 @@ spi_int4(uint64 row, int column)
 static ItemPointerData
 spi_tid(uint64 row, int column)
 {
-	bool		isnull;
+	bool isnull;
 
 	return *((ItemPointer) DatumGetPointer(ta_spi_value(row, column, &isnull)));
 }
@@ -497,7 +475,7 @@ typedef struct SkuReaders
 	TaRowReader *products;
 	TaRowReader *variants;
 	TaRowReader *variants_of;
-	TaRowReader *warehouses;	/* by code */
+	TaRowReader *warehouses; /* by code */
 } SkuReaders;
 
 static void
@@ -518,8 +496,8 @@ open_reader(Oid nspid, const char *table, bool for_update, const TaColumn *colum
 static bool
 has_variants(TaRowReader *variants_of, Datum product_id)
 {
-	Datum		values[2];
-	bool		nulls[2];
+	Datum values[2];
+	bool  nulls[2];
 
 	ta_reader_find(variants_of, product_id);
 	while (ta_reader_next(variants_of, values, nulls, NULL))
@@ -560,11 +538,11 @@ resolve_line(SkuReaders *readers, TaLine *line)
 	published = DatumGetBool(values[5]);
 
 	if (line->variant_id.isnull)
-		condition = product_deleted ? "deleted" :
-			has_variants(readers->variants_of, UUIDPGetDatum(&line->product_id)) ? "has variants" : NULL;
+		condition = product_deleted ? "deleted" : has_variants(readers->variants_of, UUIDPGetDatum(&line->product_id)) ? "has variants"
+																													   : NULL;
 	else
 	{
-		char	   *name;
+		char *name;
 
 		ta_reader_find(readers->variants, UUIDPGetDatum(&line->variant_id.value));
 		if (!ta_reader_next(readers->variants, values, nulls, NULL))
@@ -578,18 +556,19 @@ resolve_line(SkuReaders *readers, TaLine *line)
 	}
 	if (condition != NULL)
 		return condition;
-	return !active ? "inactive" : !published ? "not published" : NULL;
+	return !active ? "inactive" : !published ? "not published"
+											 : NULL;
 }
 
 /* Resolves all lines by index; false where a table does not allow it. */
 static bool
 resolve_directly(Oid nspid, TaLine *lines, int nlines, const char **conditions)
 {
-	SkuReaders	readers = {0};
+	SkuReaders	  readers = {0};
 	TaRowReader **all[] = {&readers.skus, &readers.products, &readers.variants,
-	&readers.variants_of, &readers.warehouses};
-	TaRowReader *opened[lengthof(all)];
-	bool		allowed;
+						   &readers.variants_of, &readers.warehouses};
+	TaRowReader	 *opened[lengthof(all)];
+	bool		  allowed;
 
 	readers.skus = open_reader(nspid, "skus", false, sku_columns, lengthof(sku_columns));
 	readers.products = open_reader(nspid, "products", false, product_columns, lengthof(product_columns));
@@ -607,15 +586,15 @@ resolve_directly(Oid nspid, TaLine *lines, int nlines, const char **conditions)
 
 	for (int i = 0; i < nlines && allowed; i++)
 	{
-		TaLine	   *line = &lines[i];
+		TaLine *line = &lines[i];
 
 		CHECK_FOR_INTERRUPTS();
 		conditions[i] = resolve_line(&readers, line);
 		line->warehouse_id.isnull = true;
 		if (line->warehouse != NULL)
 		{
-			Datum		values[2];
-			bool		nulls[2];
+			Datum values[2];
+			bool  nulls[2];
 
 			ta_reader_find(readers.warehouses, CStringGetTextDatum(line->warehouse));
 			if (ta_reader_next(readers.warehouses, values, nulls, NULL))
@@ -635,7 +614,7 @@ resolve_by_statement(Oid nspid, TaLine *lines, int nlines, const char **conditio
 {
 	const char **skus = palloc(sizeof(char *) * nlines);
 	const char **warehouses = palloc(sizeof(char *) * nlines);
-	Datum		values[2];
+	Datum		 values[2];
 
 	for (int i = 0; i < nlines; i++)
 	{
@@ -648,10 +627,10 @@ resolve_by_statement(Oid nspid, TaLine *lines, int nlines, const char **conditio
 	ta_execute(nspid, &resolve_skus, SPI_OK_SELECT, values, NULL);
 	for (uint64 r = 0; r < SPI_processed; r++)
 	{
-		int			n = spi_int4(r, 1) - 1;
-		TaLine	   *line = &lines[n];
-		bool		isnull;
-		Datum		price;
+		int		n = spi_int4(r, 1) - 1;
+		TaLine *line = &lines[n];
+		bool	isnull;
+		Datum	price;
 
 		conditions[n] = ta_spi_text(r, 7);
 		line->warehouse_id = spi_nullable_uuid(r, 6);
@@ -678,7 +657,7 @@ void
 ta_resolve_lines(Oid nspid, TaLine *lines, int nlines, TaPurpose purpose)
 {
 	const char **conditions = palloc0(sizeof(char *) * nlines);
-	int			nunfit = 0;
+	int			 nunfit = 0;
 
 	if (!resolve_directly(nspid, lines, nlines, conditions))
 		resolve_by_statement(nspid, lines, nlines, conditions);
@@ -696,12 +675,12 @@ ta_resolve_lines(Oid nspid, TaLine *lines, int nlines, TaPurpose purpose)
 	if (nunfit > 0)
 	{
 		StringInfoData detail;
-		const char *separator = "";
+		const char	  *separator = "";
 
 		initStringInfo(&detail);
 		for (int i = 0; i < nlines; i++)
 		{
-			bool		repeated = false;
+			bool repeated = false;
 
 			if (!unfit(conditions[i], purpose))
 				continue;
@@ -714,12 +693,10 @@ ta_resolve_lines(Oid nspid, TaLine *lines, int nlines, TaPurpose purpose)
 		}
 		ereport(ERROR,
 				(errcode(TA_ERRCODE_UNKNOWN_SKU),
-				 purpose == TA_FOR_SALE ? errmsg("SKU is not for sale") :
-				 purpose == TA_FOR_RECEIVING ? errmsg("SKU cannot have stock") :
-				 errmsg("SKU does not exist"),
+				 purpose == TA_FOR_SALE ? errmsg("SKU is not for sale") : purpose == TA_FOR_RECEIVING ? errmsg("SKU cannot have stock")
+																									  : errmsg("SKU does not exist"),
 				 errdetail("%s.", detail.data),
-				 purpose == TA_FOR_SALE ?
-				 errhint("A product is for sale when it is active, published, not deleted and has no variants; otherwise sell one of its variants.") : 0));
+				 purpose == TA_FOR_SALE ? errhint("A product is for sale when it is active, published, not deleted and has no variants; otherwise sell one of its variants.") : 0));
 	}
 }
 
@@ -742,8 +719,8 @@ change_stock(Oid nspid, StockChange *changes, int count)
 	{
 		for (int i = 0; i < count; i++)
 		{
-			Datum		values[2];
-			bool		nulls[2];
+			Datum values[2];
+			bool  nulls[2];
 
 			ta_writer_load(writer, &changes[i].tid, values, nulls);
 			values[0] = DirectFunctionCall2(int4pl, values[0], Int32GetDatum(changes[i].on_hand));
@@ -754,10 +731,10 @@ change_stock(Oid nspid, StockChange *changes, int count)
 	}
 	else
 	{
-		pg_uuid_t  *ids = palloc(sizeof(pg_uuid_t) * count);
-		int32	   *on_hand = palloc(sizeof(int32) * count);
-		int32	   *reserved = palloc(sizeof(int32) * count);
-		Datum		values[3];
+		pg_uuid_t *ids = palloc(sizeof(pg_uuid_t) * count);
+		int32	  *on_hand = palloc(sizeof(int32) * count);
+		int32	  *reserved = palloc(sizeof(int32) * count);
+		Datum	   values[3];
 
 		for (int i = 0; i < count; i++)
 		{
@@ -778,8 +755,8 @@ write_header(Oid nspid, const pg_uuid_t *id, const pg_uuid_t *order_id, const ch
 			 int64 quantity, TimestampTz expires_at)
 {
 	TaRowWriter *writer;
-	Datum		values[5] = {0};
-	bool		nulls[5] = {false, order_id == NULL, reference == NULL, false, false};
+	Datum		 values[5] = {0};
+	bool		 nulls[5] = {false, order_id == NULL, reference == NULL, false, false};
 
 	values[0] = UUIDPGetDatum(id);
 	if (order_id != NULL)
@@ -798,7 +775,7 @@ write_header(Oid nspid, const pg_uuid_t *id, const pg_uuid_t *order_id, const ch
 	}
 	else
 	{
-		char		spi_nulls[6] = "     ";
+		char spi_nulls[6] = "     ";
 
 		for (int i = 0; i < 5; i++)
 			spi_nulls[i] = nulls[i] ? 'n' : ' ';
@@ -816,8 +793,8 @@ write_parts(Oid nspid, const pg_uuid_t *reservation, const StockChange *changes,
 	{
 		for (int i = 0; i < count; i++)
 		{
-			Datum		values[3];
-			bool		nulls[3] = {false, false, false};
+			Datum values[3];
+			bool  nulls[3] = {false, false, false};
 
 			values[0] = UUIDPGetDatum(reservation);
 			values[1] = UUIDPGetDatum(&changes[i].id);
@@ -828,9 +805,9 @@ write_parts(Oid nspid, const pg_uuid_t *reservation, const StockChange *changes,
 	}
 	else
 	{
-		pg_uuid_t  *ids = palloc(sizeof(pg_uuid_t) * Max(count, 1));
-		int32	   *quantities = palloc(sizeof(int32) * Max(count, 1));
-		Datum		values[3];
+		pg_uuid_t *ids = palloc(sizeof(pg_uuid_t) * Max(count, 1));
+		int32	  *quantities = palloc(sizeof(int32) * Max(count, 1));
+		Datum	   values[3];
 
 		for (int i = 0; i < count; i++)
 		{
@@ -848,10 +825,10 @@ write_parts(Oid nspid, const pg_uuid_t *reservation, const StockChange *changes,
 static void
 write_movements(Oid nspid, const Movement *movements, int count, const TaPosting *posting)
 {
-	const char *request_id = ta_request_setting("app.request_id");
+	const char	*request_id = ta_request_setting("app.request_id");
 	TaRowWriter *writer;
-	Datum		values[8] = {0};
-	bool		nulls[8] = {false};
+	Datum		 values[8] = {0};
+	bool		 nulls[8] = {false};
 
 	if (count == 0)
 		return;
@@ -882,11 +859,11 @@ write_movements(Oid nspid, const Movement *movements, int count, const TaPosting
 	}
 	else
 	{
-		pg_uuid_t  *ids = palloc(sizeof(pg_uuid_t) * count);
-		int32	   *quantities = palloc(sizeof(int32) * count);
-		TaUuid	   *orders = palloc(sizeof(TaUuid) * count);
-		TaUuid	   *reservations = palloc(sizeof(TaUuid) * count);
-		char		spi_nulls[9] = "        ";
+		pg_uuid_t *ids = palloc(sizeof(pg_uuid_t) * count);
+		int32	  *quantities = palloc(sizeof(int32) * count);
+		TaUuid	  *orders = palloc(sizeof(TaUuid) * count);
+		TaUuid	  *reservations = palloc(sizeof(TaUuid) * count);
+		char	   spi_nulls[9] = "        ";
 
 		for (int i = 0; i < count; i++)
 		{
@@ -929,7 +906,7 @@ compare_lines(const void *a, const void *b)
 {
 	const TaLine *x = *(TaLine *const *) a;
 	const TaLine *y = *(TaLine *const *) b;
-	int			result = compare_uuids(&x->product_id, &y->product_id);
+	int			  result = compare_uuids(&x->product_id, &y->product_id);
 
 	if (result == 0)
 		result = compare_nullable_uuids(&x->variant_id, &y->variant_id);
@@ -944,7 +921,7 @@ compare_candidates(const void *a, const void *b)
 {
 	const Candidate *x = a;
 	const Candidate *y = b;
-	int			result = (x->group > y->group) - (x->group < y->group);
+	int				 result = (x->group > y->group) - (x->group < y->group);
 
 	if (result == 0)
 		result = (x->row->priority > y->row->priority) - (x->row->priority < y->row->priority);
@@ -959,7 +936,7 @@ compare_candidates(const void *a, const void *b)
 static void
 group_lines(Demand *demand)
 {
-	TaLine	  **sorted = palloc(sizeof(TaLine *) * demand->nlines);
+	TaLine **sorted = palloc(sizeof(TaLine *) * demand->nlines);
 
 	for (int i = 0; i < demand->nlines; i++)
 		sorted[i] = &demand->lines[i];
@@ -972,7 +949,7 @@ group_lines(Demand *demand)
 	{
 		if (i == 0 || compare_lines(&sorted[i - 1], &sorted[i]) != 0)
 		{
-			DemandGroup	   *group = &demand->groups[demand->ngroups++];
+			DemandGroup *group = &demand->groups[demand->ngroups++];
 
 			group->product_id = sorted[i]->product_id;
 			group->variant_id = sorted[i]->variant_id;
@@ -990,10 +967,10 @@ group_lines(Demand *demand)
 static void
 lock_demand_by_statement(Oid nspid, Demand *demand)
 {
-	pg_uuid_t  *products = palloc(sizeof(pg_uuid_t) * demand->ngroups);
-	TaUuid	   *variants = palloc(sizeof(TaUuid) * demand->ngroups);
-	TaUuid	   *warehouses = palloc(sizeof(TaUuid) * demand->ngroups);
-	Datum		values[3];
+	pg_uuid_t *products = palloc(sizeof(pg_uuid_t) * demand->ngroups);
+	TaUuid	  *variants = palloc(sizeof(TaUuid) * demand->ngroups);
+	TaUuid	  *warehouses = palloc(sizeof(TaUuid) * demand->ngroups);
+	Datum	   values[3];
 
 	for (int g = 0; g < demand->ngroups; g++)
 	{
@@ -1013,8 +990,8 @@ lock_demand_by_statement(Oid nspid, Demand *demand)
 	demand->ncandidates = (int) SPI_processed;
 	for (uint64 r = 0; r < SPI_processed; r++)
 	{
-		pg_uuid_t	id = spi_uuid(r, 2);
-		StockRow   *row;
+		pg_uuid_t id = spi_uuid(r, 2);
+		StockRow *row;
 
 		if (demand->nrows == 0 || compare_uuids(&demand->rows[demand->nrows - 1].id, &id) != 0)
 		{
@@ -1035,18 +1012,18 @@ lock_demand_by_statement(Oid nspid, Demand *demand)
 /* A warehouse as far as serving from it goes. */
 typedef struct Warehouse
 {
-	pg_uuid_t	id;
-	char	   *code;
-	int32		priority;
-	bool		is_active;
+	pg_uuid_t id;
+	char	 *code;
+	int32	  priority;
+	bool	  is_active;
 } Warehouse;
 
 /* A stock row that was found and is to be locked. */
 typedef struct Found
 {
-	pg_uuid_t	id;
-	ItemPointerData tid;
-	int			group;
+	pg_uuid_t		 id;
+	ItemPointerData	 tid;
+	int				 group;
 	const Warehouse *warehouse;
 } Found;
 
@@ -1060,10 +1037,10 @@ compare_found(const void *a, const void *b)
 static const Warehouse *
 find_warehouse(TaRowReader *reader, List **known, const pg_uuid_t *id)
 {
-	ListCell   *cell;
-	Warehouse  *warehouse;
-	Datum		values[4];
-	bool		nulls[4];
+	ListCell  *cell;
+	Warehouse *warehouse;
+	Datum	   values[4];
+	bool	   nulls[4];
 
 	foreach(cell, *known)
 	{
@@ -1091,10 +1068,10 @@ static bool
 lock_demand_directly(Oid nspid, Demand *demand)
 {
 	TaRowReader *readers[2];
-	List	   *warehouses = NIL;
-	Found	   *found;
-	int			nfound = 0;
-	int			size = demand->ngroups * 2 + 2;
+	List		*warehouses = NIL;
+	Found		*found;
+	int			 nfound = 0;
+	int			 size = demand->ngroups * 2 + 2;
 
 	readers[0] = open_reader(nspid, "warehouses", false, warehouse_columns, lengthof(warehouse_columns));
 	readers[1] = open_reader(nspid, "inventory_stock", true, product_stock_columns, lengthof(product_stock_columns));
@@ -1107,9 +1084,9 @@ lock_demand_directly(Oid nspid, Demand *demand)
 	found = palloc(sizeof(Found) * size);
 	for (int g = 0; g < demand->ngroups; g++)
 	{
-		DemandGroup *group = &demand->groups[g];
-		Datum		values[6];
-		bool		nulls[6];
+		DemandGroup	   *group = &demand->groups[g];
+		Datum			values[6];
+		bool			nulls[6];
 		ItemPointerData tid;
 
 		CHECK_FOR_INTERRUPTS();
@@ -1145,12 +1122,12 @@ lock_demand_directly(Oid nspid, Demand *demand)
 	demand->candidates = palloc0(sizeof(Candidate) * Max(nfound, 1));
 	for (int f = 0; f < nfound; f++)
 	{
-		StockRow   *row;
+		StockRow *row;
 
 		if (demand->nrows == 0 || compare_uuids(&demand->rows[demand->nrows - 1].id, &found[f].id) != 0)
 		{
-			Datum		values[6];
-			bool		nulls[6];
+			Datum values[6];
+			bool  nulls[6];
 
 			CHECK_FOR_INTERRUPTS();
 			if (!ta_reader_lock(readers[1], &found[f].tid, values, nulls))
@@ -1181,7 +1158,7 @@ lock_demand(Oid nspid, Demand *demand)
 	qsort(demand->candidates, demand->ncandidates, sizeof(Candidate), compare_candidates);
 	for (int c = demand->ncandidates - 1; c >= 0; c--)
 	{
-		DemandGroup	   *group = &demand->groups[demand->candidates[c].group];
+		DemandGroup *group = &demand->groups[demand->candidates[c].group];
 
 		group->first_candidate = c;
 		group->ncandidates++;
@@ -1194,8 +1171,8 @@ take(Demand *demand, int first, int last, int32 quantity)
 {
 	for (int c = first; c < last && quantity > 0; c++)
 	{
-		StockRow   *row = demand->candidates[c].row;
-		int32		units = Min(row->available - row->taken, quantity);
+		StockRow *row = demand->candidates[c].row;
+		int32	  units = Min(row->available - row->taken, quantity);
 
 		row->taken += units;
 		quantity -= units;
@@ -1210,14 +1187,14 @@ take(Demand *demand, int first, int last, int32 quantity)
 static bool
 serve_line(Demand *demand, int i)
 {
-	DemandGroup	   *group = &demand->groups[demand->group_of[i]];
-	int			end = group->first_candidate + group->ncandidates;
-	int			first = group->first_candidate;
+	DemandGroup *group = &demand->groups[demand->group_of[i]];
+	int			 end = group->first_candidate + group->ncandidates;
+	int			 first = group->first_candidate;
 
 	while (first < end)
 	{
-		int			last = first;
-		int64		units = 0;
+		int	  last = first;
+		int64 units = 0;
 
 		while (last < end && strcmp(demand->candidates[last].row->warehouse,
 									demand->candidates[first].row->warehouse) == 0)
@@ -1239,7 +1216,7 @@ serve_line(Demand *demand, int i)
 static bool
 serve_demand(Demand *demand)
 {
-	bool		served = true;
+	bool served = true;
 
 	for (int r = 0; r < demand->nrows; r++)
 		demand->rows[r].taken = 0;
@@ -1252,13 +1229,30 @@ serve_demand(Demand *demand)
 	return served;
 }
 
+static int
+compare_by_id(const void *id, const void *element)
+{
+	return compare_uuids(id, element);
+}
+
+/* The element of an ascending array that begins with this id; it is there. */
+static void *
+find_by_id(const pg_uuid_t *id, const void *elements, int count, size_t size)
+{
+	void *found = bsearch(id, elements, count, size, compare_by_id);
+
+	if (found == NULL)
+		elog(ERROR, "a row came back that was not asked for");
+	return found;
+}
+
 /* Frees the expired parts of the demand's rows; false if there were none. */
 static bool
 sweep_demand(Oid nspid, Demand *demand)
 {
-	pg_uuid_t  *ids = palloc(sizeof(pg_uuid_t) * Max(demand->nrows, 1));
-	Datum		values[2];
-	uint64		freed;
+	pg_uuid_t *ids = palloc(sizeof(pg_uuid_t) * Max(demand->nrows, 1));
+	Datum	   values[2];
+	uint64	   freed;
 
 	for (int r = 0; r < demand->nrows; r++)
 		ids[r] = demand->rows[r].id;
@@ -1268,21 +1262,11 @@ sweep_demand(Oid nspid, Demand *demand)
 	freed = ta_execute(nspid, &sweep_expired, SPI_OK_UPDATE_RETURNING, values, NULL);
 	for (uint64 i = 0; i < freed; i++)
 	{
-		pg_uuid_t	id = spi_uuid(i, 1);
-		int			low = 0;
-		int			high = demand->nrows - 1;
+		pg_uuid_t id = spi_uuid(i, 1);
+		StockRow *row = find_by_id(&id, demand->rows, demand->nrows, sizeof(StockRow));
 
-		while (low < high)
-		{
-			int			middle = (low + high) / 2;
-
-			if (compare_uuids(&demand->rows[middle].id, &id) < 0)
-				low = middle + 1;
-			else
-				high = middle;
-		}
-		demand->rows[low].available = spi_int4(i, 2);
-		demand->rows[low].tid = spi_tid(i, 3);
+		row->available = spi_int4(i, 2);
+		row->tid = spi_tid(i, 3);
 	}
 	return freed > 0;
 }
@@ -1297,12 +1281,13 @@ compare_line_skus(const void *a, const void *b)
  * Raises the error for a demand that cannot be served, listing every SKU that
  * falls short: what all its lines want together, and what there is for them.
  */
-static void pg_attribute_noreturn()
-raise_shortage(Demand *demand, int sqlstate)
+static void
+pg_attribute_noreturn()
+	raise_shortage(Demand *demand, int sqlstate)
 {
-	TaLine	  **sorted = palloc(sizeof(TaLine *) * demand->nlines);
+	TaLine		 **sorted = palloc(sizeof(TaLine *) * demand->nlines);
 	StringInfoData detail;
-	const char *separator = "";
+	const char	  *separator = "";
 
 	for (int i = 0; i < demand->nlines; i++)
 		sorted[i] = &demand->lines[i];
@@ -1312,13 +1297,14 @@ raise_shortage(Demand *demand, int sqlstate)
 	appendStringInfoChar(&detail, '[');
 	for (int first = 0, last; first < demand->nlines; first = last)
 	{
-		int64		requested = 0;
-		int64		available = 0;
-		bool		falls_short = false;
-		bool		anywhere = false;
+		int64 requested = 0;
+		int64 available = 0;
+		bool  falls_short = false;
+		bool  anywhere = false;
 
 		for (last = first; last < demand->nlines &&
-			 strcmp(sorted[first]->sku, sorted[last]->sku) == 0; last++)
+						   strcmp(sorted[first]->sku, sorted[last]->sku) == 0;
+			 last++)
 		{
 			requested += sorted[last]->quantity;
 			anywhere |= sorted[last]->warehouse_id.isnull;
@@ -1327,11 +1313,11 @@ raise_shortage(Demand *demand, int sqlstate)
 		/* the groups of one SKU are adjacent among its lines */
 		for (int i = first; i < last; i++)
 		{
-			int			g = demand->group_of[sorted[i] - demand->lines];
-			DemandGroup	   *group = &demand->groups[g];
-			int64		wanted = 0;
-			int64		there = 0;
-			bool		counted = false;
+			int			 g = demand->group_of[sorted[i] - demand->lines];
+			DemandGroup *group = &demand->groups[g];
+			int64		 wanted = 0;
+			int64		 there = 0;
+			bool		 counted = false;
 
 			for (int j = first; j < last; j++)
 			{
@@ -1403,11 +1389,11 @@ ta_inventory_reserve(Oid nspid, TaLine *lines, int nlines,
 					 const pg_uuid_t *order_id, const char *reference,
 					 TimestampTz expires_at, int shortage_code)
 {
-	Demand		demand;
+	Demand		 demand;
 	StockChange *changes;
-	int64		total = 0;
-	int			nparts = 0;
-	pg_uuid_t	reservation;
+	int64		 total = 0;
+	int			 nparts = 0;
+	pg_uuid_t	 reservation;
 
 	secure_demand(nspid, &demand, lines, nlines, shortage_code);
 
@@ -1443,8 +1429,8 @@ ta_inventory_reserve(Oid nspid, TaLine *lines, int nlines,
 static Part *
 lock_parts_by_statement(Oid nspid, const pg_uuid_t *reservations, int nreservations, int *nparts)
 {
-	Datum		values[1];
-	Part	   *parts;
+	Datum values[1];
+	Part *parts;
 
 	values[0] = ta_uuid_array(reservations, nreservations);
 	ta_execute(nspid, &lock_parts, SPI_OK_SELECT, values, NULL);
@@ -1473,11 +1459,11 @@ static Part *
 lock_parts_directly(Oid nspid, const pg_uuid_t *reservations, int nreservations, int *nparts)
 {
 	TaRowReader *readers[3];
-	Part	   *parts = NULL;
-	int			size = 8;
-	int			n = 0;
-	Datum		values[3];
-	bool		nulls[3];
+	Part		*parts = NULL;
+	int			 size = 8;
+	int			 n = 0;
+	Datum		 values[3];
+	bool		 nulls[3];
 
 	readers[0] = open_reader(nspid, "stock_reservations", false,
 							 reservation_order_columns, lengthof(reservation_order_columns));
@@ -1493,7 +1479,7 @@ lock_parts_directly(Oid nspid, const pg_uuid_t *reservations, int nreservations,
 	parts = palloc(sizeof(Part) * size);
 	for (int r = 0; r < nreservations; r++)
 	{
-		TaUuid		order_id = {.isnull = true};
+		TaUuid order_id = {.isnull = true};
 
 		CHECK_FOR_INTERRUPTS();
 		ta_reader_find(readers[0], UUIDPGetDatum(&reservations[r]));
@@ -1540,7 +1526,7 @@ lock_parts_directly(Oid nspid, const pg_uuid_t *reservations, int nreservations,
 static Part *
 lock_parts_of(Oid nspid, const pg_uuid_t *reservations, int nreservations, int *nparts)
 {
-	Part	   *parts = lock_parts_directly(nspid, reservations, nreservations, nparts);
+	Part *parts = lock_parts_directly(nspid, reservations, nreservations, nparts);
 
 	return parts != NULL ? parts : lock_parts_by_statement(nspid, reservations, nreservations, nparts);
 }
@@ -1553,7 +1539,7 @@ static StockChange *
 sum_parts(const Part *parts, int nparts, bool sold, int *count)
 {
 	StockChange *changes = palloc0(sizeof(StockChange) * Max(nparts, 1));
-	int			n = 0;
+	int			 n = 0;
 
 	for (int i = 0; i < nparts; i++)
 	{
@@ -1575,15 +1561,15 @@ sum_parts(const Part *parts, int nparts, bool sold, int *count)
 static void
 free_parts(Oid nspid, const pg_uuid_t *reservations, int nreservations)
 {
-	int			nparts;
-	Part	   *parts;
+	int			 nparts;
+	Part		*parts;
 	StockChange *changes;
-	int			nchanges;
+	int			 nchanges;
 
 	if (nreservations == 0)
 		return;
 	parts = lock_parts_of(nspid, reservations, nreservations, &nparts);
-	changes = sum_parts(parts, nparts, false, &nchanges);	/* none: swept already */
+	changes = sum_parts(parts, nparts, false, &nchanges); /* none: swept already */
 	change_stock(nspid, changes, nchanges);
 }
 
@@ -1591,11 +1577,11 @@ free_parts(Oid nspid, const pg_uuid_t *reservations, int nreservations)
 static void
 sell_parts(Oid nspid, const pg_uuid_t *reservations, int nreservations, const TaPosting *posting)
 {
-	int			nparts;
-	Part	   *parts;
+	int			 nparts;
+	Part		*parts;
 	StockChange *changes;
-	int			nchanges;
-	Movement   *movements;
+	int			 nchanges;
+	Movement	*movements;
 
 	if (nreservations == 0)
 		return;
@@ -1620,7 +1606,7 @@ sell_parts(Oid nspid, const pg_uuid_t *reservations, int nreservations, const Ta
 static bool *
 mark_orders(const pg_uuid_t *orders, int norders, int column)
 {
-	bool	   *marked = palloc0(sizeof(bool) * norders);
+	bool *marked = palloc0(sizeof(bool) * norders);
 
 	if (norders == 1)
 	{
@@ -1629,20 +1615,8 @@ mark_orders(const pg_uuid_t *orders, int norders, int column)
 	}
 	for (uint64 r = 0; r < SPI_processed; r++)
 	{
-		pg_uuid_t	id = spi_uuid(r, column);
-		int			low = 0;
-		int			high = norders - 1;
-
-		while (low < high)
-		{
-			int			middle = (low + high) / 2;
-
-			if (compare_uuids(&orders[middle], &id) < 0)
-				low = middle + 1;
-			else
-				high = middle;
-		}
-		marked[low] = true;
+		pg_uuid_t id = spi_uuid(r, column);
+		marked[(const pg_uuid_t *) find_by_id(&id, orders, norders, sizeof(pg_uuid_t)) - orders] = true;
 	}
 	return marked;
 }
@@ -1655,17 +1629,17 @@ mark_orders(const pg_uuid_t *orders, int norders, int column)
 static bool
 bind_directly(Oid nspid, const pg_uuid_t *order_id, bool sold, pg_uuid_t **ids, int *count)
 {
-	TaRowReader *reader = open_reader(nspid, "stock_reservations", true,
-									  order_reservation_columns, lengthof(order_reservation_columns));
-	TaRowWriter *writer;
-	TimestampTz now = GetCurrentTimestamp();
+	TaRowReader		*reader = open_reader(nspid, "stock_reservations", true,
+										  order_reservation_columns, lengthof(order_reservation_columns));
+	TaRowWriter		*writer;
+	TimestampTz		 now = GetCurrentTimestamp();
 	ItemPointerData *tids;
-	ItemPointerData tid;
-	int			size = 4;
-	int			nfound = 0;
-	int			nbound = 0;
-	Datum		values[5];
-	bool		nulls[5];
+	ItemPointerData	 tid;
+	int				 size = 4;
+	int				 nfound = 0;
+	int				 nbound = 0;
+	Datum			 values[5];
+	bool			 nulls[5];
 
 	if (reader == NULL)
 		return false;
@@ -1723,8 +1697,8 @@ bind_directly(Oid nspid, const pg_uuid_t *order_id, bool sold, pg_uuid_t **ids, 
 static pg_uuid_t *
 close_orders(Oid nspid, const TaStatement *statement, const pg_uuid_t *orders, int norders, int *count)
 {
-	Datum		values[2];
-	pg_uuid_t  *ids;
+	Datum	   values[2];
+	pg_uuid_t *ids;
 
 	values[0] = ta_uuid_array(orders, norders);
 	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
@@ -1746,13 +1720,13 @@ close_orders(Oid nspid, const TaStatement *statement, const pg_uuid_t *orders, i
 bool *
 ta_inventory_hold(Oid nspid, const pg_uuid_t *orders, int norders)
 {
-	Datum		values[2];
-	pg_uuid_t  *ids;
-	int			count;
+	Datum	   values[2];
+	pg_uuid_t *ids;
+	int		   count;
 
 	if (norders == 1 && bind_directly(nspid, orders, false, &ids, &count))
 	{
-		bool	   *held = palloc(sizeof(bool));
+		bool *held = palloc(sizeof(bool));
 
 		*held = count > 0;
 		return held;
@@ -1773,7 +1747,7 @@ ta_inventory_hold(Oid nspid, const pg_uuid_t *orders, int norders)
 void
 ta_inventory_lock_orders(Oid nspid, const pg_uuid_t *orders, int norders)
 {
-	Datum		values[1];
+	Datum values[1];
 
 	values[0] = ta_uuid_array(orders, norders);
 	ta_execute(nspid, &lock_orders_reservations, SPI_OK_SELECT, values, NULL);
@@ -1787,8 +1761,8 @@ ta_inventory_lock_orders(Oid nspid, const pg_uuid_t *orders, int norders)
 void
 ta_inventory_expire_orders(Oid nspid, const pg_uuid_t *orders, int norders)
 {
-	int			count;
-	pg_uuid_t  *ids = close_orders(nspid, &expire_order_reservations, orders, norders, &count);
+	int		   count;
+	pg_uuid_t *ids = close_orders(nspid, &expire_order_reservations, orders, norders, &count);
 
 	free_parts(nspid, ids, count);
 }
@@ -1800,8 +1774,8 @@ ta_inventory_expire_orders(Oid nspid, const pg_uuid_t *orders, int norders)
 void
 ta_inventory_release(Oid nspid, const pg_uuid_t *orders, int norders)
 {
-	int			count;
-	pg_uuid_t  *ids = close_orders(nspid, &release_reservations, orders, norders, &count);
+	int		   count;
+	pg_uuid_t *ids = close_orders(nspid, &release_reservations, orders, norders, &count);
 
 	free_parts(nspid, ids, count);
 }
@@ -1810,16 +1784,17 @@ ta_inventory_release(Oid nspid, const pg_uuid_t *orders, int norders)
  * ta_inventory_sell
  *		Turns what is reserved for some orders into sales.
  *
- * orders ascend.  Returns for each whether it had a reservation that still
+ * orders ascend; actor is who did it, null for app.current_user_id.  Returns for each whether it had a reservation that still
  * bound; the others are left alone.
  */
 bool *
-ta_inventory_sell(Oid nspid, const pg_uuid_t *orders, int norders)
+ta_inventory_sell(Oid nspid, const pg_uuid_t *orders, int norders,
+				  Datum actor, bool actor_isnull)
 {
-	TaPosting	posting = {.movement_type = "sale", .actor_isnull = true};
-	int			count;
-	pg_uuid_t  *ids;
-	bool	   *marked;
+	TaPosting  posting = {.movement_type = "sale", .actor = actor, .actor_isnull = actor_isnull};
+	int		   count;
+	pg_uuid_t *ids;
+	bool	  *marked;
 
 	if (norders == 1 && bind_directly(nspid, orders, true, &ids, &count))
 	{
@@ -1845,7 +1820,7 @@ ta_inventory_sell(Oid nspid, const pg_uuid_t *orders, int norders)
 TaStockUnits *
 ta_inventory_sold(Oid nspid, const pg_uuid_t *order_id, int *count)
 {
-	Datum		values[1];
+	Datum		  values[1];
 	TaStockUnits *units;
 
 	values[0] = UUIDPGetDatum(order_id);
@@ -1878,11 +1853,11 @@ void
 ta_inventory_restock(Oid nspid, const pg_uuid_t *order_id,
 					 TaStockUnits *units, int count, const TaPosting *posting)
 {
-	pg_uuid_t  *ids = palloc(sizeof(pg_uuid_t) * Max(count, 1));
+	pg_uuid_t	*ids = palloc(sizeof(pg_uuid_t) * Max(count, 1));
 	StockChange *changes = palloc0(sizeof(StockChange) * Max(count, 1));
-	Movement   *movements = palloc0(sizeof(Movement) * Max(count, 1));
-	int			n = 0;
-	Datum		values[1];
+	Movement	*movements = palloc0(sizeof(Movement) * Max(count, 1));
+	int			 n = 0;
+	Datum		 values[1];
 
 	for (int i = 0; i < count; i++)
 	{
@@ -1920,7 +1895,7 @@ ta_inventory_restock(Oid nspid, const pg_uuid_t *order_id,
 static TaLine
 one_line(FunctionCallInfo fcinfo, int sku, int quantity, int warehouse)
 {
-	TaLine		line = {0};
+	TaLine line = {0};
 
 	line.sku = text_to_cstring(PG_GETARG_TEXT_PP(sku));
 	if (quantity >= 0)
@@ -1948,10 +1923,9 @@ check_movement(const char *movement, int32 quantity)
 	static const struct
 	{
 		const char *type;
-		int			sign;		/* 0: either */
-	}			types[] = {
-		{"purchase", 1}, {"return", 1}, {"sale", -1}, {"damage", -1}, {"adjustment", 0}
-	};
+		int			sign; /* 0: either */
+	} types[] = {
+		{"purchase", 1}, {"return", 1}, {"sale", -1}, {"damage", -1}, {"adjustment", 0}};
 
 	for (int i = 0; i < (int) lengthof(types); i++)
 	{
@@ -1960,19 +1934,13 @@ check_movement(const char *movement, int32 quantity)
 		if (types[i].sign != 0 && (types[i].sign > 0) != (quantity > 0))
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 types[i].sign > 0 ?
-					 errmsg("a movement of type \"%s\" adds stock", movement) :
-					 errmsg("a movement of type \"%s\" takes stock away", movement)));
+					 types[i].sign > 0 ? errmsg("a movement of type \"%s\" adds stock", movement) : errmsg("a movement of type \"%s\" takes stock away", movement)));
 		return;
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 strcmp(movement, "transfer") == 0 ?
-			 errmsg("a transfer needs two warehouses") :
-			 errmsg("unknown type of stock movement: \"%s\"", movement),
-			 strcmp(movement, "transfer") == 0 ?
-			 errhint("Use transfer_stock.") :
-			 errhint("Types are purchase, return, adjustment, sale and damage.")));
+			 strcmp(movement, "transfer") == 0 ? errmsg("a transfer needs two warehouses") : errmsg("unknown type of stock movement: \"%s\"", movement),
+			 strcmp(movement, "transfer") == 0 ? errhint("Use transfer_stock.") : errhint("Types are purchase, return, adjustment, sale and damage.")));
 }
 
 static char *
@@ -1992,11 +1960,11 @@ uuid_or_null(const TaUuid *value, char *null)
 static int32
 add_units(Oid nspid, TaLine *line, const TaPosting *posting)
 {
-	Datum		values[4];
-	char		nulls[5] = "    ";
-	pg_uuid_t	stock_id;
-	int32		on_hand;
-	Movement	movement;
+	Datum	  values[4];
+	char	  nulls[5] = "    ";
+	pg_uuid_t stock_id;
+	int32	  on_hand;
+	Movement  movement;
 
 	values[0] = UUIDPGetDatum(&line->product_id);
 	values[1] = uuid_or_null(&line->variant_id, &nulls[1]);
@@ -2018,8 +1986,8 @@ add_units(Oid nspid, TaLine *line, const TaPosting *posting)
 static int32
 units_on_hand(Oid nspid, const TaLine *line)
 {
-	Datum		values[3];
-	char		nulls[4] = "   ";
+	Datum values[3];
+	char  nulls[4] = "   ";
 
 	values[0] = UUIDPGetDatum(&line->product_id);
 	values[1] = uuid_or_null(&line->variant_id, &nulls[1]);
@@ -2033,8 +2001,8 @@ static void
 remove_taken(Oid nspid, Demand *demand, const TaPosting *posting)
 {
 	StockChange *changes = palloc0(sizeof(StockChange) * demand->nrows);
-	Movement   *movements = palloc0(sizeof(Movement) * demand->nrows);
-	int			n = 0;
+	Movement	*movements = palloc0(sizeof(Movement) * demand->nrows);
+	int			 n = 0;
 
 	for (int r = 0; r < demand->nrows; r++)
 	{
@@ -2061,11 +2029,11 @@ Datum
 ta_receive_stock(PG_FUNCTION_ARGS)
 {
 	static const char *const names[] = {"store", "sku", "quantity", "warehouse", "movement"};
-	TaPosting	posting = {.actor_isnull = true};
-	TaFrame		frame;
-	TaLine		line;
-	Oid			nspid;
-	int32		on_hand;
+	TaPosting				 posting = {.actor_isnull = true};
+	TaFrame					 frame;
+	TaLine					 line;
+	Oid						 nspid;
+	int32					 on_hand;
 
 	ta_require_arguments(fcinfo, names, lengthof(names));
 	nspid = ta_store_namespace(PG_GETARG_NAME(0));
@@ -2093,11 +2061,11 @@ Datum
 ta_adjust_stock(PG_FUNCTION_ARGS)
 {
 	static const char *const names[] = {"store", "sku", "quantity_delta", "warehouse", "movement"};
-	TaPosting	posting = {.actor_isnull = true};
-	TaFrame		frame;
-	TaLine		line;
-	Oid			nspid;
-	int32		on_hand;
+	TaPosting				 posting = {.actor_isnull = true};
+	TaFrame					 frame;
+	TaLine					 line;
+	Oid						 nspid;
+	int32					 on_hand;
 
 	ta_require_arguments(fcinfo, names, lengthof(names));
 	nspid = ta_store_namespace(PG_GETARG_NAME(0));
@@ -2105,8 +2073,7 @@ ta_adjust_stock(PG_FUNCTION_ARGS)
 	if (line.quantity == 0 || line.quantity == PG_INT32_MIN)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 line.quantity == 0 ?
-				 errmsg("quantity must not be zero") : errmsg("quantity is out of range")));
+				 line.quantity == 0 ? errmsg("quantity must not be zero") : errmsg("quantity is out of range")));
 	posting.movement_type = optional_text(fcinfo, 4);
 	posting.note = optional_text(fcinfo, 5);
 	check_movement(posting.movement_type, line.quantity);
@@ -2117,7 +2084,7 @@ ta_adjust_stock(PG_FUNCTION_ARGS)
 		on_hand = add_units(nspid, &line, &posting);
 	else
 	{
-		Demand		demand;
+		Demand demand;
 
 		line.quantity = -line.quantity;
 		secure_demand(nspid, &demand, &line, 1, TA_ERRCODE_INSUFFICIENT_STOCK);
@@ -2139,13 +2106,13 @@ Datum
 ta_transfer_stock(PG_FUNCTION_ARGS)
 {
 	static const char *const names[] = {"store", "sku", "quantity", "from_warehouse", "to_warehouse"};
-	TaPosting	posting = {.movement_type = "transfer", .actor_isnull = true};
-	TaFrame		frame;
-	TaLine		lines[2];
-	Demand		demand;
-	Oid			nspid;
-	Datum		values[4];
-	char		nulls[5] = "    ";
+	TaPosting				 posting = {.movement_type = "transfer", .actor_isnull = true};
+	TaFrame					 frame;
+	TaLine					 lines[2];
+	Demand					 demand;
+	Oid						 nspid;
+	Datum					 values[4];
+	char					 nulls[5] = "    ";
 
 	ta_require_arguments(fcinfo, names, lengthof(names));
 	nspid = ta_store_namespace(PG_GETARG_NAME(0));
@@ -2187,13 +2154,13 @@ Datum
 ta_available(PG_FUNCTION_ARGS)
 {
 	static const char *const names[] = {"store", "sku"};
-	TaFrame		frame;
-	TaLine		line;
-	Oid			nspid;
-	Datum		values[4];
-	char		nulls[5] = "    ";
-	bool		isnull;
-	int64		units;
+	TaFrame					 frame;
+	TaLine					 line;
+	Oid						 nspid;
+	Datum					 values[4];
+	char					 nulls[5] = "    ";
+	bool					 isnull;
+	int64					 units;
 
 	ta_require_arguments(fcinfo, names, lengthof(names));
 	nspid = ta_store_namespace(PG_GETARG_NAME(0));
@@ -2239,11 +2206,11 @@ Datum
 ta_reserve_stock(PG_FUNCTION_ARGS)
 {
 	static const char *const names[] = {"store", "sku", "quantity"};
-	TaFrame		frame;
-	TaLine		line;
-	Oid			nspid;
-	TimestampTz end;
-	pg_uuid_t  *result = palloc(sizeof(pg_uuid_t));
+	TaFrame					 frame;
+	TaLine					 line;
+	Oid						 nspid;
+	TimestampTz				 end;
+	pg_uuid_t				*result = palloc(sizeof(pg_uuid_t));
 
 	ta_require_arguments(fcinfo, names, lengthof(names));
 	ta_require_argument(fcinfo, 4, "ttl");
@@ -2263,10 +2230,10 @@ ta_reserve_stock(PG_FUNCTION_ARGS)
 /* What is known of a reservation whose row is locked. */
 typedef struct Reservation
 {
-	bool		active;			/* by its status */
+	bool		active; /* by its status */
 	TimestampTz expires_at;
 	char	   *status;
-	char	   *order_number;	/* NULL: not for an order */
+	char	   *order_number; /* NULL: not for an order */
 } Reservation;
 
 static Reservation
@@ -2289,8 +2256,9 @@ lock_reservation_row(Oid nspid, const pg_uuid_t *id)
 	return result;
 }
 
-static void pg_attribute_noreturn()
-raise_not_active(const Reservation *reservation)
+static void
+pg_attribute_noreturn()
+	raise_not_active(const Reservation *reservation)
 {
 	ereport(ERROR,
 			(errcode(TA_ERRCODE_RESERVATION_NOT_ACTIVE),
@@ -2302,7 +2270,7 @@ raise_not_active(const Reservation *reservation)
 static void
 set_status(Oid nspid, const pg_uuid_t *id, const char *status)
 {
-	Datum		values[2];
+	Datum values[2];
 
 	values[0] = UUIDPGetDatum(id);
 	values[1] = CStringGetTextDatum(status);
@@ -2321,12 +2289,12 @@ Datum
 ta_extend_reservation(PG_FUNCTION_ARGS)
 {
 	static const char *const names[] = {"store", "reservation_id", "ttl"};
-	TaFrame		frame;
-	Oid			nspid;
-	Reservation reservation;
-	Datum		values[2];
-	TimestampTz end;
-	bool		isnull;
+	TaFrame					 frame;
+	Oid						 nspid;
+	Reservation				 reservation;
+	Datum					 values[2];
+	TimestampTz				 end;
+	bool					 isnull;
 
 	ta_require_arguments(fcinfo, names, lengthof(names));
 	nspid = ta_store_namespace(PG_GETARG_NAME(0));
@@ -2366,11 +2334,11 @@ Datum
 ta_release_reservation(PG_FUNCTION_ARGS)
 {
 	static const char *const names[] = {"store", "reservation_id"};
-	TaFrame		frame;
-	Oid			nspid;
-	pg_uuid_t  *id;
-	Reservation reservation;
-	bool		bound = false;
+	TaFrame					 frame;
+	Oid						 nspid;
+	pg_uuid_t				*id;
+	Reservation				 reservation;
+	bool					 bound = false;
 
 	ta_require_arguments(fcinfo, names, lengthof(names));
 	nspid = ta_store_namespace(PG_GETARG_NAME(0));
@@ -2402,11 +2370,11 @@ Datum
 ta_commit_reservation(PG_FUNCTION_ARGS)
 {
 	static const char *const names[] = {"store", "reservation_id"};
-	TaPosting	posting = {.movement_type = "sale", .actor_isnull = true};
-	TaFrame		frame;
-	Oid			nspid;
-	pg_uuid_t  *id;
-	Reservation reservation;
+	TaPosting				 posting = {.movement_type = "sale", .actor_isnull = true};
+	TaFrame					 frame;
+	Oid						 nspid;
+	pg_uuid_t				*id;
+	Reservation				 reservation;
 
 	ta_require_arguments(fcinfo, names, lengthof(names));
 	nspid = ta_store_namespace(PG_GETARG_NAME(0));
@@ -2437,11 +2405,11 @@ Datum
 ta_expire_reservations(PG_FUNCTION_ARGS)
 {
 	static const char *const names[] = {"store", "max_rows"};
-	TaFrame		frame;
-	Oid			nspid;
-	Datum		values[3];
-	pg_uuid_t  *ids;
-	int			count;
+	TaFrame					 frame;
+	Oid						 nspid;
+	Datum					 values[3];
+	pg_uuid_t				*ids;
+	int						 count;
 
 	ta_require_arguments(fcinfo, names, lengthof(names));
 	nspid = ta_store_namespace(PG_GETARG_NAME(0));

@@ -50,7 +50,7 @@
 #include "state_machine.h"
 #include "trigger_util.h"
 
-#define MAX_LINES 10000
+#define MAX_LINES	  10000
 #define STATUS_COLUMN "status"
 
 /* One member of a JSON line, by its place in the caller's list of names. */
@@ -59,27 +59,27 @@
 /* An order about to be written. */
 typedef struct NewOrder
 {
-	Oid			nspid;
-	Datum		user_id;
-	TaLine	   *lines;
-	int			nlines;
-	Datum	   *unit_prices;	/* numeric; by line */
-	Datum		subtotal;
-	Datum		charges;
-	const char *currency;
-	const char *order_number;	/* NULL: draw one */
-	Datum		placed_at;		/* timestamptz; 0: now */
+	Oid			  nspid;
+	Datum		  user_id;
+	TaLine		 *lines;
+	int			  nlines;
+	Datum		 *unit_prices; /* numeric; by line */
+	Datum		  subtotal;
+	Datum		  charges;
+	const char	 *currency;
+	const char	 *order_number; /* NULL: draw one */
+	Datum		  placed_at;	/* timestamptz; 0: now */
 	NullableDatum shipping_address;
 	NullableDatum billing_address;
-	const char *idempotency_key;	/* NULL: none */
-	Datum		payload;		/* jsonb, with a key */
-	TimestampTz reserved_until;
-	Datum		actor;
-	bool		actor_isnull;
+	const char	 *idempotency_key; /* NULL: none */
+	Datum		  payload;		   /* jsonb, with a key */
+	TimestampTz	  reserved_until;
+	Datum		  actor;
+	bool		  actor_isnull;
 
 	/* what writing it makes */
-	pg_uuid_t	id;
-	Datum		row;			/* composite, in the caller's context */
+	pg_uuid_t id;
+	Datum	  row; /* composite, in the caller's context */
 } NewOrder;
 
 /* A charge of an imported order. */
@@ -87,58 +87,59 @@ typedef struct Charge
 {
 	const char *code;
 	const char *description;
-	Datum		amount;			/* numeric */
+	Datum		amount; /* numeric */
 } Charge;
 
 /* A line of a return, and the order item that it turned out to be. */
 typedef struct ReturnLine
 {
-	pg_uuid_t	item_id;
-	pg_uuid_t	product_id;
-	TaUuid		variant_id;
-	char	   *sku;
-	int32		line_number;
-	int32		left;			/* units not returned yet */
-	int32		quantity;		/* units that come back now */
-	Datum		unit_price;
-	Datum		amount_left;	/* of line_total, not returned yet */
-	Datum		amount;
+	pg_uuid_t item_id;
+	pg_uuid_t product_id;
+	TaUuid	  variant_id;
+	char	 *sku;
+	int32	  line_number;
+	int32	  left;		/* units not returned yet */
+	int32	  quantity; /* units that come back now */
+	Datum	  unit_price;
+	Datum	  amount_left; /* of line_total, not returned yet */
+	Datum	  amount;
 } ReturnLine;
 
-#define INSERT_ORDER \
-	"INSERT INTO @store@.orders AS o" \
-	"   (id, order_number, user_id, subtotal, charges, total, currency," \
-	"    shipping_address, billing_address, idempotency_key, idempotency_payload, created_at)" \
+#define INSERT_ORDER                                                                              \
+	"INSERT INTO @store@.orders AS o"                                                             \
+	"   (id, order_number, user_id, subtotal, charges, total, currency,"                          \
+	"    shipping_address, billing_address, idempotency_key, idempotency_payload, created_at)"    \
 	" SELECT $1, $2, u.id, $4, $5, $4 + $5, $6, $7, $8, $9, $10, coalesce($11, pg_catalog.now())" \
-	"   FROM @store@.users u" \
+	"   FROM @store@.users u"                                                                     \
 	"  WHERE u.id = $3 AND u.deleted_at IS NULL AND u.status <> 'deleted'"
 
-#define INSERT_ORDER_TYPES \
-	{UUIDOID, TEXTOID, UUIDOID, NUMERICOID, NUMERICOID, TEXTOID, \
-		JSONBOID, JSONBOID, TEXTOID, JSONBOID, TIMESTAMPTZOID}
+#define INSERT_ORDER_TYPES                                          \
+	{                                                               \
+		UUIDOID, TEXTOID, UUIDOID, NUMERICOID, NUMERICOID, TEXTOID, \
+			JSONBOID, JSONBOID, TEXTOID, JSONBOID, TIMESTAMPTZOID   \
+	}
 
 static const TaStatement insert_order = {
-	INSERT_ORDER " RETURNING o", 11, INSERT_ORDER_TYPES
-};
+	INSERT_ORDER " RETURNING o", 11, INSERT_ORDER_TYPES};
 
 static const TaStatement insert_order_with_key = {
 	INSERT_ORDER
 	" ON CONFLICT (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING"
-	" RETURNING o", 11, INSERT_ORDER_TYPES
-};
+	" RETURNING o",
+	11, INSERT_ORDER_TYPES};
 
 static const TaStatement find_by_key = {
 	"SELECT o, o.idempotency_payload = $3 FROM @store@.orders o"
 	" WHERE o.user_id = $1 AND o.idempotency_key = $2",
-	3, {UUIDOID, TEXTOID, JSONBOID}
-};
+	3,
+	{UUIDOID, TEXTOID, JSONBOID}};
 
 static const TaStatement build_payload = {
 	"SELECT pg_catalog.jsonb_build_object('lines', $1, 'shipping_address', $2, 'billing_address', $3,"
 	" 'currency', $4, 'coupon_code', $5,"
 	" 'reserve_for', pg_catalog.date_part('epoch', $6))",
-	6, {JSONBOID, JSONBOID, JSONBOID, TEXTOID, TEXTOID, INTERVALOID}
-};
+	6,
+	{JSONBOID, JSONBOID, JSONBOID, TEXTOID, TEXTOID, INTERVALOID}};
 
 static const TaStatement insert_items = {
 	"INSERT INTO @store@.order_items"
@@ -146,37 +147,37 @@ static const TaStatement insert_items = {
 	" SELECT $1, d.n, d.product_id, d.variant_id, d.sku, d.name, d.quantity, d.unit_price"
 	"   FROM unnest($2, $3, $4, $5, $6, $7) WITH ORDINALITY"
 	"     AS d(product_id, variant_id, sku, name, quantity, unit_price, n)",
-	7, {UUIDOID, UUIDARRAYOID, UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT4ARRAYOID, NUMERICARRAYOID}
-};
+	7,
+	{UUIDOID, UUIDARRAYOID, UUIDARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT4ARRAYOID, NUMERICARRAYOID}};
 
 static const TaStatement insert_charges = {
 	"INSERT INTO @store@.order_charges (order_id, code, description, amount)"
 	" SELECT $1, d.code, d.description, d.amount"
 	"   FROM unnest($2, $3, $4) AS d(code, description, amount)",
-	4, {UUIDOID, TEXTARRAYOID, TEXTARRAYOID, NUMERICARRAYOID}
-};
+	4,
+	{UUIDOID, TEXTARRAYOID, TEXTARRAYOID, NUMERICARRAYOID}};
 
 /* moves an order from whichever state of $2 it is in to the state beside it in $3 */
 static const TaStatement update_status = {
 	"UPDATE @store@.orders o SET status = ($3)[pg_catalog.array_position($2, o.status::pg_catalog.text)]"
 	" WHERE o.id = $1 AND o.status = ANY ($2) RETURNING o.status::pg_catalog.text",
-	3, {UUIDOID, TEXTARRAYOID, TEXTARRAYOID}
-};
+	3,
+	{UUIDOID, TEXTARRAYOID, TEXTARRAYOID}};
 
 static const TaStatement read_status = {
 	"SELECT o.status::pg_catalog.text,"
 	"       (SELECT h.event FROM @store@.order_status_history h"
 	"         WHERE h.order_id = o.id ORDER BY h.sequence DESC LIMIT 1)"
 	"  FROM @store@.orders o WHERE o.id = $1",
-	1, {UUIDOID}
-};
+	1,
+	{UUIDOID}};
 
 /* locks the order and makes the lock show to a serializable or repeatable-read rival */
 static const TaStatement touch_order = {
 	"UPDATE @store@.orders o SET updated_at = pg_catalog.now() WHERE o.id = $1"
 	" RETURNING o.status::pg_catalog.text",
-	1, {UUIDOID}
-};
+	1,
+	{UUIDOID}};
 
 static const TaStatement read_items = {
 	"SELECT i.id, i.product_id, i.variant_id, i.sku, i.line_number,"
@@ -186,8 +187,8 @@ static const TaStatement read_items = {
 	"  LEFT JOIN LATERAL (SELECT sum(ri.quantity) AS quantity, sum(ri.amount) AS amount"
 	"                       FROM @store@.order_return_items ri WHERE ri.order_item_id = i.id) r ON true"
 	" WHERE i.order_id = $1 ORDER BY i.line_number",
-	1, {UUIDOID}
-};
+	1,
+	{UUIDOID}};
 
 static const TaStatement insert_return = {
 	"WITH header AS ("
@@ -196,21 +197,21 @@ static const TaStatement insert_return = {
 	" INSERT INTO @store@.order_return_items (return_id, order_item_id, quantity, amount)"
 	" SELECT $1, d.item_id, d.quantity, d.amount"
 	"   FROM unnest($3, $4, $5) AS d(item_id, quantity, amount)",
-	7, {UUIDOID, UUIDOID, UUIDARRAYOID, INT4ARRAYOID, NUMERICARRAYOID, TEXTOID, UUIDOID}
-};
+	7,
+	{UUIDOID, UUIDOID, UUIDARRAYOID, INT4ARRAYOID, NUMERICARRAYOID, TEXTOID, UUIDOID}};
 
 static const TaStatement set_status = {
 	"UPDATE @store@.orders SET status = $2 WHERE id = $1",
-	2, {UUIDOID, TEXTOID}
-};
+	2,
+	{UUIDOID, TEXTOID}};
 
 /* what an order wants that is neither sold nor reserved */
 static const TaStatement unreserved_items = {
 	"SELECT i.product_id, i.variant_id, i.sku, sum(i.quantity)"
 	"  FROM @store@.order_items i WHERE i.order_id = $1"
 	" GROUP BY i.product_id, i.variant_id, i.sku",
-	1, {UUIDOID}
-};
+	1,
+	{UUIDOID}};
 
 /* ---------------------------------------------------------------------
  * JSON input
@@ -221,11 +222,11 @@ static const TaStatement unreserved_items = {
 static JsonbContainer **
 array_of_objects(Jsonb *jsonb, const char *argument, int *count)
 {
-	JsonbContainer **objects;
-	JsonbIterator *iterator;
+	JsonbContainer	 **objects;
+	JsonbIterator	  *iterator;
 	JsonbIteratorToken token;
-	JsonbValue	value;
-	int			n = 0;
+	JsonbValue		   value;
+	int				   n = 0;
 
 	if (!JB_ROOT_IS_ARRAY(jsonb) || JB_ROOT_IS_SCALAR(jsonb))
 		ereport(ERROR,
@@ -258,7 +259,7 @@ static void
 fetch_members(JsonbContainer *object, const char *argument, int n,
 			  const char *const *names, int nnames, JsonbValue **members)
 {
-	int			found = 0;
+	int found = 0;
 
 	for (int i = 0; i < nnames; i++)
 	{
@@ -269,17 +270,17 @@ fetch_members(JsonbContainer *object, const char *argument, int n,
 
 	if (found < (int) JsonContainerSize(object))
 	{
-		JsonbIterator *iterator = JsonbIteratorInit(object);
+		JsonbIterator	  *iterator = JsonbIteratorInit(object);
 		JsonbIteratorToken token;
-		JsonbValue	value;
+		JsonbValue		   value;
 
 		while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
 		{
-			bool		known = token != WJB_KEY;
+			bool known = token != WJB_KEY;
 
 			for (int i = 0; i < nnames && !known; i++)
 				known = value.val.string.len == (int) strlen(names[i]) &&
-					strncmp(value.val.string.val, names[i], value.val.string.len) == 0;
+						strncmp(value.val.string.val, names[i], value.val.string.len) == 0;
 			if (!known)
 			{
 				StringInfoData known_names;
@@ -302,16 +303,18 @@ fetch_members(JsonbContainer *object, const char *argument, int n,
 			members[i] = NULL;
 }
 
-static void pg_attribute_noreturn()
-raise_missing(const char *argument, int n, const char *name)
+static void
+pg_attribute_noreturn()
+	raise_missing(const char *argument, int n, const char *name)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("%s[%d] has no \"%s\"", argument, n, name)));
 }
 
-static void pg_attribute_noreturn()
-raise_malformed(const char *argument, int n, const char *name, const char *expected)
+static void
+pg_attribute_noreturn()
+	raise_malformed(const char *argument, int n, const char *name, const char *expected)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
@@ -349,7 +352,7 @@ compare_numerics(Datum a, Datum b)
 static int32
 quantity_member(JsonbValue *value, const char *argument, int n)
 {
-	Datum		number;
+	Datum number;
 
 	if (value == NULL)
 		raise_missing(argument, n, "quantity");
@@ -375,9 +378,9 @@ static TaLine *
 parse_order_lines(Jsonb *jsonb, int *count, Datum **unit_prices)
 {
 	static const char *const names[] = {"sku", "quantity", "warehouse", "unit_price"};
-	int			nnames = unit_prices != NULL ? 4 : 3;
-	JsonbContainer **objects = array_of_objects(jsonb, "lines", count);
-	TaLine	   *lines = palloc0(sizeof(TaLine) * Max(*count, 1));
+	int						 nnames = unit_prices != NULL ? 4 : 3;
+	JsonbContainer		   **objects = array_of_objects(jsonb, "lines", count);
+	TaLine					*lines = palloc0(sizeof(TaLine) * Max(*count, 1));
 
 	if (unit_prices != NULL)
 		*unit_prices = palloc0(sizeof(Datum) * Max(*count, 1));
@@ -395,7 +398,7 @@ parse_order_lines(Jsonb *jsonb, int *count, Datum **unit_prices)
 			lines[i].warehouse = string_member(members[2], "lines", i, "warehouse");
 		if (nnames == 4 && members[3] != NULL)
 		{
-			Datum		price = numeric_member(members[3], "lines", i, "unit_price");
+			Datum price = numeric_member(members[3], "lines", i, "unit_price");
 
 			if (compare_numerics(price, numeric_of_int(0)) < 0)
 				ereport(ERROR,
@@ -411,8 +414,8 @@ static Charge *
 parse_charges(Jsonb *jsonb, int *count)
 {
 	static const char *const names[] = {"code", "description", "amount"};
-	JsonbContainer **objects = array_of_objects(jsonb, "charges", count);
-	Charge	   *charges = palloc0(sizeof(Charge) * Max(*count, 1));
+	JsonbContainer		   **objects = array_of_objects(jsonb, "charges", count);
+	Charge					*charges = palloc0(sizeof(Charge) * Max(*count, 1));
 
 	for (int i = 0; i < *count; i++)
 	{
@@ -441,8 +444,8 @@ parse_charges(Jsonb *jsonb, int *count)
 static char *
 parse_currency(text *value)
 {
-	char	   *currency = text_to_cstring(value);
-	bool		valid = strlen(currency) == 3;
+	char *currency = text_to_cstring(value);
+	bool  valid = strlen(currency) == 3;
 
 	for (int i = 0; i < 3 && valid; i++)
 	{
@@ -472,7 +475,7 @@ uuid_text(const pg_uuid_t *id)
 static Oid
 orders_relation(Oid nspid)
 {
-	Oid			relid = get_relname_relid("orders", nspid);
+	Oid relid = get_relname_relid("orders", nspid);
 
 	if (!OidIsValid(relid))
 		ereport(ERROR,
@@ -485,10 +488,10 @@ orders_relation(Oid nspid)
 static char *
 draw_order_number(Oid nspid)
 {
-	Oid			sequence = get_relname_relid("order_number_seq", nspid);
+	Oid			 sequence = get_relname_relid("order_number_seq", nspid);
 	struct pg_tm tm;
-	fsec_t		fsec;
-	int64		number;
+	fsec_t		 fsec;
+	int64		 number;
 
 	if (!OidIsValid(sequence))
 		ereport(ERROR,
@@ -504,13 +507,13 @@ draw_order_number(Oid nspid)
 static void
 price_lines(NewOrder *order)
 {
-	Datum		subtotal = numeric_of_int(0);
+	Datum subtotal = numeric_of_int(0);
 
 	if (order->unit_prices == NULL)
 		order->unit_prices = palloc0(sizeof(Datum) * Max(order->nlines, 1));
 	for (int i = 0; i < order->nlines; i++)
 	{
-		Datum		line_total;
+		Datum line_total;
 
 		if (order->unit_prices[i] == (Datum) 0)
 			order->unit_prices[i] = order->lines[i].price;
@@ -526,8 +529,8 @@ price_lines(NewOrder *order)
 static bool
 find_first_order(NewOrder *order, MemoryContext result_context)
 {
-	Datum		values[3];
-	bool		isnull;
+	Datum		  values[3];
+	bool		  isnull;
 	MemoryContext old_context;
 
 	values[0] = order->user_id;
@@ -562,12 +565,12 @@ datum_or_null(NullableDatum value, char *null)
 static bool
 write_order(NewOrder *order, MemoryContext result_context)
 {
-	Datum		values[11];
-	char		nulls[12] = "           ";
-	bool		isnull;
-	MemoryContext old_context;
+	Datum				values[11];
+	char				nulls[12] = "           ";
+	bool				isnull;
+	MemoryContext		old_context;
 	TaTransitionContext context = {0};
-	uint64		written;
+	uint64				written;
 
 	order->id = *DatumGetUUIDP(DirectFunctionCall1(gen_random_uuid, (Datum) 0));
 	values[0] = UUIDPGetDatum(&order->id);
@@ -614,10 +617,7 @@ write_order(NewOrder *order, MemoryContext result_context)
 }
 
 static const TaColumn item_columns[] = {
-	{"id", UUIDOID}, {"order_id", UUIDOID}, {"line_number", INT4OID}, {"product_id", UUIDOID},
-	{"variant_id", UUIDOID}, {"sku", TEXTOID}, {"name", TEXTOID}, {"quantity", INT4OID},
-	{"unit_price", NUMERICOID}
-};
+	{"id", UUIDOID}, {"order_id", UUIDOID}, {"line_number", INT4OID}, {"product_id", UUIDOID}, {"variant_id", UUIDOID}, {"sku", TEXTOID}, {"name", TEXTOID}, {"quantity", INT4OID}, {"unit_price", NUMERICOID}};
 
 /* Writes the lines without a statement; false where their table does not allow it. */
 static bool
@@ -630,9 +630,9 @@ write_items_directly(NewOrder *order)
 		return false;
 	for (int i = 0; i < order->nlines; i++)
 	{
-		TaLine	   *line = &order->lines[i];
-		Datum		values[9];
-		bool		nulls[9] = {false};
+		TaLine *line = &order->lines[i];
+		Datum	values[9];
+		bool	nulls[9] = {false};
 
 		values[0] = DirectFunctionCall1(gen_random_uuid, (Datum) 0);
 		values[1] = UUIDPGetDatum(&order->id);
@@ -653,13 +653,13 @@ write_items_directly(NewOrder *order)
 static void
 write_items(NewOrder *order)
 {
-	int			n = order->nlines;
-	pg_uuid_t  *products = palloc(sizeof(pg_uuid_t) * n);
-	TaUuid	   *variants = palloc(sizeof(TaUuid) * n);
+	int			 n = order->nlines;
+	pg_uuid_t	*products = palloc(sizeof(pg_uuid_t) * n);
+	TaUuid		*variants = palloc(sizeof(TaUuid) * n);
 	const char **skus = palloc(sizeof(char *) * n);
 	const char **names = palloc(sizeof(char *) * n);
-	int32	   *quantities = palloc(sizeof(int32) * n);
-	Datum		values[7];
+	int32		*quantities = palloc(sizeof(int32) * n);
+	Datum		 values[7];
 
 	for (int i = 0; i < n; i++)
 	{
@@ -684,8 +684,8 @@ write_charges(NewOrder *order, const Charge *charges, int n)
 {
 	const char **codes = palloc(sizeof(char *) * n);
 	const char **descriptions = palloc(sizeof(char *) * n);
-	Datum	   *amounts = palloc(sizeof(Datum) * n);
-	Datum		values[4];
+	Datum		*amounts = palloc(sizeof(Datum) * n);
+	Datum		 values[4];
 
 	for (int i = 0; i < n; i++)
 	{
@@ -704,7 +704,7 @@ write_charges(NewOrder *order, const Charge *charges, int n)
 static void
 write_whole_order(NewOrder *order, const Charge *charges, int ncharges, MemoryContext result_context)
 {
-	Datum		total = numeric_of_int(0);
+	Datum total = numeric_of_int(0);
 
 	for (int i = 0; i < ncharges; i++)
 		total = DirectFunctionCall2(numeric_add, total, charges[i].amount);
@@ -750,9 +750,9 @@ Datum
 ta_place_order(PG_FUNCTION_ARGS)
 {
 	static const char *const names[] = {"store", "user_id", "lines"};
-	MemoryContext result_context = CurrentMemoryContext;
-	TaFrame		frame;
-	NewOrder	order = {0};
+	MemoryContext			 result_context = CurrentMemoryContext;
+	TaFrame					 frame;
+	NewOrder				 order = {0};
 
 	ta_require_arguments(fcinfo, names, lengthof(names));
 	ta_require_argument(fcinfo, 5, "currency");
@@ -779,9 +779,9 @@ ta_place_order(PG_FUNCTION_ARGS)
 	ta_frame_begin(&frame, InvalidOid);
 	if (!PG_ARGISNULL(7))
 	{
-		Datum		values[6];
-		char		nulls[7] = "      ";
-		bool		isnull;
+		Datum values[6];
+		char  nulls[7] = "      ";
+		bool  isnull;
 
 		order.idempotency_key = text_to_cstring(PG_GETARG_TEXT_PP(7));
 		if (order.idempotency_key[0] == '\0')
@@ -816,12 +816,12 @@ Datum
 ta_import_order(PG_FUNCTION_ARGS)
 {
 	static const char *const names[] = {"store", "user_id", "lines", "placed_at"};
-	MemoryContext result_context = CurrentMemoryContext;
-	TaFrame		frame;
-	NewOrder	order = {0};
-	Charge	   *charges;
-	int			ncharges;
-	Interval	hour = {.time = USECS_PER_HOUR};
+	MemoryContext			 result_context = CurrentMemoryContext;
+	TaFrame					 frame;
+	NewOrder				 order = {0};
+	Charge					*charges;
+	int						 ncharges;
+	Interval				 hour = {.time = USECS_PER_HOUR};
 
 	ta_require_arguments(fcinfo, names, lengthof(names));
 	ta_require_argument(fcinfo, 5, "currency");
@@ -836,7 +836,13 @@ ta_import_order(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("placed_at must be finite")));
 	if (!PG_ARGISNULL(4))
+	{
 		order.order_number = text_to_cstring(PG_GETARG_TEXT_PP(4));
+		if (order.order_number[0] == '\0')
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("order_number must not be empty")));
+	}
 	order.currency = parse_currency(PG_GETARG_TEXT_PP(5));
 	charges = parse_charges(PG_GETARG_JSONB_P(6), &ncharges);
 	if (order.nlines == 0 && ncharges == 0)
@@ -862,11 +868,9 @@ ta_import_order(PG_FUNCTION_ARGS)
 static void post_effect(Oid nspid, const char *effect, const pg_uuid_t *orders, int norders);
 
 static const TaColumn order_columns[] = {
-	{"id", UUIDOID}, {"status", TEXTOID}
-};
+	{"id", UUIDOID}, {"status", TEXTOID}};
 static const TaColumn status_columns[] = {
-	{STATUS_COLUMN, TEXTOID}
-};
+	{STATUS_COLUMN, TEXTOID}};
 
 /*
  * Moves an order from whichever state of from[] it is in to the state beside it
@@ -879,14 +883,14 @@ static bool
 move_directly(Oid nspid, Oid relid, Datum order_id, const char **from, const char **to, int n,
 			  const char **status)
 {
-	TaRowReader *reader;
-	TaRowWriter *writer;
-	Datum		values[2];
-	bool		nulls[2];
+	TaRowReader	   *reader;
+	TaRowWriter	   *writer;
+	Datum			values[2];
+	bool			nulls[2];
 	ItemPointerData tid;
-	char	   *old_status = NULL;
-	bool		stands_in;
-	TaTransition transition;
+	char		   *old_status = NULL;
+	bool			stands_in;
+	TaTransition	transition;
 
 	*status = NULL;
 
@@ -945,19 +949,19 @@ Datum
 ta_transition_order(PG_FUNCTION_ARGS)
 {
 	static const char *const names[] = {"store", "order_id", "event"};
-	TaFrame		frame;
-	TaTransitionContext context = {0};
-	Oid			nspid;
-	List	   *transitions;
-	ListCell   *cell;
-	const char **from;
-	const char **to;
-	int			n = 0;
-	Datum		values[3];
-	const char *status = NULL;
-	text	   *result;
-	MemoryContext result_context = CurrentMemoryContext;
-	MemoryContext old_context;
+	TaFrame					 frame;
+	TaTransitionContext		 context = {0};
+	Oid						 nspid;
+	List					*transitions;
+	ListCell				*cell;
+	const char			   **from;
+	const char			   **to;
+	int						 n = 0;
+	Datum					 values[3];
+	const char				*status = NULL;
+	text					*result;
+	MemoryContext			 result_context = CurrentMemoryContext;
+	MemoryContext			 old_context;
 
 	ta_require_arguments(fcinfo, names, lengthof(names));
 	nspid = ta_store_namespace(PG_GETARG_NAME(0));
@@ -999,8 +1003,8 @@ ta_transition_order(PG_FUNCTION_ARGS)
 
 	if (status == NULL)
 	{
-		char	   *last_event;
-		bool		there = false;
+		char *last_event;
+		bool  there = false;
 
 		values[0] = PG_GETARG_DATUM(1);
 		if (ta_execute(nspid, &read_status, SPI_OK_SELECT, values, NULL) == 0)
@@ -1028,25 +1032,35 @@ ta_transition_order(PG_FUNCTION_ARGS)
 	PG_RETURN_TEXT_P(result);
 }
 
+/* Whether units are of this product and variant. */
+static bool
+is_of(const TaStockUnits *units, const pg_uuid_t *product_id, const TaUuid *variant_id)
+{
+	return memcmp(&units->product_id, product_id, UUID_LEN) == 0 &&
+		   units->variant_id.isnull == variant_id->isnull &&
+		   (variant_id->isnull ||
+			memcmp(&units->variant_id.value, &variant_id->value, UUID_LEN) == 0);
+}
+
 /* Makes lines of what an order wants and has not got; 0 where it has everything. */
 static TaLine *
 unserved_lines(Oid nspid, const pg_uuid_t *order_id, int *count)
 {
-	int			nsold;
+	int			  nsold;
 	TaStockUnits *sold = ta_inventory_sold(nspid, order_id, &nsold);
-	Datum		values[1];
-	TaLine	   *lines;
-	int			n = 0;
+	Datum		  values[1];
+	TaLine		 *lines;
+	int			  n = 0;
 
 	values[0] = UUIDPGetDatum(order_id);
 	ta_execute(nspid, &unreserved_items, SPI_OK_SELECT, values, NULL);
 	lines = palloc0(sizeof(TaLine) * Max(SPI_processed, 1));
 	for (uint64 r = 0; r < SPI_processed; r++)
 	{
-		bool		isnull;
-		int64		wanted;
-		Datum		value;
-		TaLine	   *line = &lines[n];
+		bool	isnull;
+		int64	wanted;
+		Datum	value;
+		TaLine *line = &lines[n];
 
 		line->product_id = *DatumGetUUIDP(ta_spi_value(r, 1, &isnull));
 		value = ta_spi_value(r, 2, &line->variant_id.isnull);
@@ -1058,12 +1072,9 @@ unserved_lines(Oid nspid, const pg_uuid_t *order_id, int *count)
 
 		for (int i = 0; i < nsold && wanted > 0; i++)
 		{
-			int64		units;
+			int64 units;
 
-			if (memcmp(&sold[i].product_id, &line->product_id, UUID_LEN) != 0 ||
-				sold[i].variant_id.isnull != line->variant_id.isnull ||
-				(!line->variant_id.isnull &&
-				 memcmp(&sold[i].variant_id.value, &line->variant_id.value, UUID_LEN) != 0))
+			if (!is_of(&sold[i], &line->product_id, &line->variant_id))
 				continue;
 			units = Min(wanted, sold[i].quantity);
 			sold[i].quantity -= units;
@@ -1090,8 +1101,8 @@ unserved_lines(Oid nspid, const pg_uuid_t *order_id, int *count)
 static void
 reserve_again(Oid nspid, const pg_uuid_t *order_id)
 {
-	int			nlines;
-	TaLine	   *lines;
+	int		nlines;
+	TaLine *lines;
 
 	ta_inventory_expire_orders(nspid, order_id, 1);
 	lines = unserved_lines(nspid, order_id, &nlines);
@@ -1104,8 +1115,8 @@ reserve_again(Oid nspid, const pg_uuid_t *order_id)
 static pg_uuid_t *
 unmarked(const pg_uuid_t *orders, int norders, const bool *marked, int *count)
 {
-	pg_uuid_t  *result = palloc(sizeof(pg_uuid_t) * Max(norders, 1));
-	int			n = 0;
+	pg_uuid_t *result = palloc(sizeof(pg_uuid_t) * Max(norders, 1));
+	int		   n = 0;
 
 	for (int i = 0; i < norders; i++)
 		if (!marked[i])
@@ -1118,9 +1129,9 @@ unmarked(const pg_uuid_t *orders, int norders, const bool *marked, int *count)
 static void
 hold_orders(Oid nspid, const pg_uuid_t *orders, int norders)
 {
-	bool	   *held = ta_inventory_hold(nspid, orders, norders);
-	int			nlost;
-	pg_uuid_t  *lost = unmarked(orders, norders, held, &nlost);
+	bool	  *held = ta_inventory_hold(nspid, orders, norders);
+	int		   nlost;
+	pg_uuid_t *lost = unmarked(orders, norders, held, &nlost);
 
 	if (nlost == 0)
 		return;
@@ -1133,16 +1144,19 @@ hold_orders(Oid nspid, const pg_uuid_t *orders, int norders)
 static void
 sell_orders(Oid nspid, const pg_uuid_t *orders, int norders)
 {
-	bool	   *sold = ta_inventory_sell(nspid, orders, norders);
-	int			nlost;
-	pg_uuid_t  *lost = unmarked(orders, norders, sold, &nlost);
+	const TaTransitionContext *context = ta_transition_current(orders_relation(nspid));
+	Datum					   actor = context ? context->actor : (Datum) 0;
+	bool					   actor_isnull = context ? context->actor_isnull : true;
+	bool					  *sold = ta_inventory_sell(nspid, orders, norders, actor, actor_isnull);
+	int						   nlost;
+	pg_uuid_t				  *lost = unmarked(orders, norders, sold, &nlost);
 
 	if (nlost == 0)
 		return;
 	ta_inventory_lock_orders(nspid, lost, nlost);
 	for (int i = 0; i < nlost; i++)
 		reserve_again(nspid, &lost[i]);
-	(void) ta_inventory_sell(nspid, lost, nlost);
+	(void) ta_inventory_sell(nspid, lost, nlost, actor, actor_isnull);
 }
 
 /* ---------------------------------------------------------------------
@@ -1162,8 +1176,8 @@ read_order_items(Oid nspid, const pg_uuid_t *order_id, int *count)
 	items = palloc0(sizeof(ReturnLine) * Max(*count, 1));
 	for (int i = 0; i < *count; i++)
 	{
-		bool		isnull;
-		Datum		value;
+		bool  isnull;
+		Datum value;
 
 		items[i].item_id = *DatumGetUUIDP(ta_spi_value(i, 1, &isnull));
 		items[i].product_id = *DatumGetUUIDP(ta_spi_value(i, 2, &isnull));
@@ -1187,18 +1201,17 @@ static bool
 write_return(Oid nspid, const pg_uuid_t *order_id, ReturnLine *items, int nitems,
 			 const char *note, Datum actor, bool actor_isnull, pg_uuid_t *return_id)
 {
-	TaPosting	posting = {.movement_type = "return", .note = note,
-	.actor = actor, .actor_isnull = actor_isnull};
-	int			nsold;
+	TaPosting	  posting = {.movement_type = "return", .note = note, .actor = actor, .actor_isnull = actor_isnull};
+	int			  nsold;
 	TaStockUnits *sold = ta_inventory_sold(nspid, order_id, &nsold);
-	int32	   *back = palloc0(sizeof(int32) * Max(nsold, 1));
-	pg_uuid_t  *ids = palloc(sizeof(pg_uuid_t) * Max(nitems, 1));
-	int32	   *quantities = palloc(sizeof(int32) * Max(nitems, 1));
-	Datum	   *amounts = palloc(sizeof(Datum) * Max(nitems, 1));
-	int			n = 0;
-	Datum		values[7];
-	char		nulls[8] = "       ";
-	bool		isnull;
+	int32		 *back = palloc0(sizeof(int32) * Max(nsold, 1));
+	pg_uuid_t	 *ids = palloc(sizeof(pg_uuid_t) * Max(nitems, 1));
+	int32		 *quantities = palloc(sizeof(int32) * Max(nitems, 1));
+	Datum		 *amounts = palloc(sizeof(Datum) * Max(nitems, 1));
+	int			  n = 0;
+	Datum		  values[7];
+	char		  nulls[8] = "       ";
+	bool		  isnull;
 
 	for (int i = 0; i < nitems; i++)
 	{
@@ -1209,12 +1222,9 @@ write_return(Oid nspid, const pg_uuid_t *order_id, ReturnLine *items, int nitems
 			continue;
 		for (int s = 0; s < nsold && wanted > 0; s++)
 		{
-			int32		units;
+			int32 units;
 
-			if (memcmp(&sold[s].product_id, &item->product_id, UUID_LEN) != 0 ||
-				sold[s].variant_id.isnull != item->variant_id.isnull ||
-				(!item->variant_id.isnull &&
-				 memcmp(&sold[s].variant_id.value, &item->variant_id.value, UUID_LEN) != 0))
+			if (!is_of(&sold[s], &item->product_id, &item->variant_id))
 				continue;
 			units = Min(wanted, sold[s].quantity - back[s]);
 			back[s] += units;
@@ -1269,9 +1279,9 @@ static void
 restock_order(Oid nspid, const pg_uuid_t *order_id)
 {
 	const TaTransitionContext *context = ta_transition_current(orders_relation(nspid));
-	int			nitems;
-	ReturnLine *items = read_order_items(nspid, order_id, &nitems);
-	pg_uuid_t	return_id;
+	int						   nitems;
+	ReturnLine				  *items = read_order_items(nspid, order_id, &nitems);
+	pg_uuid_t				   return_id;
 
 	for (int i = 0; i < nitems; i++)
 		items[i].quantity = items[i].left;
@@ -1286,12 +1296,12 @@ static void
 take_return_line(ReturnLine *items, int nitems, JsonbContainer *object, int n)
 {
 	static const char *const names[] = {"order_item_id", "sku", "line_number", "quantity"};
-	JsonbValue *members[MAX_MEMBERS];
-	pg_uuid_t	item_id = {0};
-	char	   *sku = NULL;
-	int32		line_number = 0;
-	int32		quantity;
-	bool		found = false;
+	JsonbValue				*members[MAX_MEMBERS];
+	pg_uuid_t				 item_id = {0};
+	char					*sku = NULL;
+	int32					 line_number = 0;
+	int32					 quantity;
+	bool					 found = false;
 
 	fetch_members(object, "lines", n, names, lengthof(names), members);
 	if ((members[0] != NULL) + (members[1] != NULL) + (members[2] != NULL) != 1)
@@ -1305,7 +1315,7 @@ take_return_line(ReturnLine *items, int nitems, JsonbContainer *object, int n)
 		sku = string_member(members[1], "lines", n, "sku");
 	if (members[2] != NULL)
 	{
-		Datum		number = numeric_member(members[2], "lines", n, "line_number");
+		Datum number = numeric_member(members[2], "lines", n, "line_number");
 
 		if (compare_numerics(number, DirectFunctionCall2(numeric_trunc, number, Int32GetDatum(0))) != 0)
 			raise_malformed("lines", n, "line_number", "a whole number");
@@ -1315,7 +1325,7 @@ take_return_line(ReturnLine *items, int nitems, JsonbContainer *object, int n)
 
 	for (int i = 0; i < nitems; i++)
 	{
-		int32		units;
+		int32 units;
 
 		if (members[0] != NULL && memcmp(&items[i].item_id, &item_id, UUID_LEN) != 0)
 			continue;
@@ -1355,18 +1365,18 @@ Datum
 ta_return_order_lines(PG_FUNCTION_ARGS)
 {
 	static const char *const names[] = {"store", "order_id", "lines"};
-	TaFrame		frame;
-	TaTransitionContext context = {0};
-	Oid			nspid;
-	pg_uuid_t  *order_id;
-	JsonbContainer **objects;
-	int			nobjects;
-	ReturnLine *items;
-	int			nitems;
-	bool		all_back = true;
-	char	   *status;
-	Datum		values[2];
-	pg_uuid_t  *result = palloc(sizeof(pg_uuid_t));
+	TaFrame					 frame;
+	TaTransitionContext		 context = {0};
+	Oid						 nspid;
+	pg_uuid_t				*order_id;
+	JsonbContainer		   **objects;
+	int						 nobjects;
+	ReturnLine				*items;
+	int						 nitems;
+	bool					 all_back = true;
+	char					*status;
+	Datum					 values[2];
+	pg_uuid_t				*result = palloc(sizeof(pg_uuid_t));
 
 	ta_require_arguments(fcinfo, names, lengthof(names));
 	nspid = ta_store_namespace(PG_GETARG_NAME(0));
@@ -1402,7 +1412,7 @@ ta_return_order_lines(PG_FUNCTION_ARGS)
 		all_back = all_back && items[i].quantity == items[i].left;
 	if (all_back)
 	{
-		ListCell   *cell;
+		ListCell *cell;
 
 		foreach(cell, ta_machine_leaving(context.relid, STATUS_COLUMN, status))
 		{
@@ -1471,9 +1481,7 @@ remember_effect(EffectList *lists, int nlists, const char *effect, const pg_uuid
 		if (list->count == list->size)
 		{
 			list->size = list->size == 0 ? 4 : list->size * 2;
-			list->orders = list->orders == NULL ?
-				palloc(sizeof(pg_uuid_t) * list->size) :
-				repalloc_huge(list->orders, sizeof(pg_uuid_t) * list->size);
+			list->orders = list->orders == NULL ? palloc(sizeof(pg_uuid_t) * list->size) : repalloc_huge(list->orders, sizeof(pg_uuid_t) * list->size);
 		}
 		list->orders[list->count++] = *order_id;
 	}
@@ -1493,14 +1501,14 @@ slot_value(TupleTableSlot *slot, int attnum, bool *isnull)
 static void
 collect_effects(TriggerData *trigdata, EffectList *lists, int nlists)
 {
-	Relation	rel = trigdata->tg_relation;
-	TupleDesc	desc = RelationGetDescr(rel);
-	int			id = SPI_fnumber(desc, "id");
-	int			status = SPI_fnumber(desc, STATUS_COLUMN);
+	Relation		rel = trigdata->tg_relation;
+	TupleDesc		desc = RelationGetDescr(rel);
+	int				id = SPI_fnumber(desc, "id");
+	int				status = SPI_fnumber(desc, STATUS_COLUMN);
 	TupleTableSlot *before = MakeSingleTupleTableSlot(desc, &TTSOpsMinimalTuple);
 	TupleTableSlot *after = MakeSingleTupleTableSlot(desc, &TTSOpsMinimalTuple);
-	MemoryContext row_context = AllocSetContextCreate(CurrentMemoryContext, "techally row",
-													  ALLOCSET_SMALL_SIZES);
+	MemoryContext	row_context = AllocSetContextCreate(CurrentMemoryContext, "techally row",
+														ALLOCSET_SMALL_SIZES);
 
 	if (id <= 0 || status <= 0)
 		elog(ERROR, "table \"%s\" has no id or status", RelationGetRelationName(rel));
@@ -1509,20 +1517,20 @@ collect_effects(TriggerData *trigdata, EffectList *lists, int nlists)
 	tuplestore_rescan(trigdata->tg_newtable);
 	while (tuplestore_gettupleslot(trigdata->tg_oldtable, true, false, before))
 	{
-		bool		isnull;
-		bool		had_no_status;
-		bool		has_no_status;
-		Datum		from;
-		Datum		to;
+		bool		  isnull;
+		bool		  had_no_status;
+		bool		  has_no_status;
+		Datum		  from;
+		Datum		  to;
 		MemoryContext old_context;
-		TaTransition transition;
+		TaTransition  transition;
 
 		if (!tuplestore_gettupleslot(trigdata->tg_newtable, true, false, after))
 			elog(ERROR, "transition tables differ in length");
 		from = slot_value(before, status, &had_no_status);
 		to = slot_value(after, status, &has_no_status);
 		if (had_no_status || has_no_status)
-			continue;			/* the state machine refuses it */
+			continue; /* the state machine refuses it */
 
 		/* both are text: equal bytes are equal states */
 		if (datum_image_eq(from, to, false, -1))
@@ -1538,7 +1546,7 @@ collect_effects(TriggerData *trigdata, EffectList *lists, int nlists)
 								  TextDatumGetCString(from), TextDatumGetCString(to), &transition) &&
 			transition.effect != NULL)
 		{
-			pg_uuid_t	order_id = *DatumGetUUIDP(slot_value(after, id, &isnull));
+			pg_uuid_t order_id = *DatumGetUUIDP(slot_value(after, id, &isnull));
 
 			MemoryContextSwitchTo(old_context);
 			remember_effect(lists, nlists, transition.effect, &order_id);
@@ -1565,16 +1573,20 @@ ta_post_order_effects(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = ta_trigger_data(fcinfo, "post_order_effects",
 											TA_TRIGGER_STATEMENT | TA_TRIGGER_AFTER | TA_TRIGGER_UPDATE);
-	Relation	rel = trigdata->tg_relation;
-	Oid			nspid = RelationGetNamespace(rel);
+	Relation	 rel = trigdata->tg_relation;
+	Oid			 nspid = RelationGetNamespace(rel);
 	enum
 	{
-		RELEASE, RESTOCK, RESERVE, SALE, NEFFECTS
+		RELEASE,
+		RESTOCK,
+		RESERVE,
+		SALE,
+		NEFFECTS
 	};
-	EffectList	lists[NEFFECTS] = {{"release"}, {"restock"}, {"reserve"}, {"sale"}};
-	int			neffects = 0;
-	int			norders = 0;
-	TaFrame		frame;
+	EffectList lists[NEFFECTS] = {{"release"}, {"restock"}, {"reserve"}, {"sale"}};
+	int		   neffects = 0;
+	int		   norders = 0;
+	TaFrame	   frame;
 
 	if (trigdata->tg_oldtable == NULL || trigdata->tg_newtable == NULL)
 		ereport(ERROR,
@@ -1601,8 +1613,8 @@ ta_post_order_effects(PG_FUNCTION_ARGS)
 	 */
 	if (neffects > 1 || lists[RESTOCK].count > 1 || lists[SALE].count > 1)
 	{
-		pg_uuid_t  *orders = palloc_extended(sizeof(pg_uuid_t) * norders, MCXT_ALLOC_HUGE);
-		int			n = 0;
+		pg_uuid_t *orders = palloc_extended(sizeof(pg_uuid_t) * norders, MCXT_ALLOC_HUGE);
+		int		   n = 0;
 
 		for (int i = 0; i < NEFFECTS; i++)
 			for (int j = 0; j < lists[i].count; j++)
@@ -1629,25 +1641,25 @@ ta_stamp_order(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = ta_trigger_data(fcinfo, "stamp_order",
 											TA_TRIGGER_ROW | TA_TRIGGER_BEFORE | TA_TRIGGER_UPDATE);
-	Relation	rel = trigdata->tg_relation;
-	TupleDesc	desc = RelationGetDescr(rel);
-	int			columns[2];
-	Datum		values[2];
-	bool		nulls[2] = {false, false};
-	int			n = 0;
-	int			status = SPI_fnumber(desc, STATUS_COLUMN);
-	int			completed_at = SPI_fnumber(desc, "completed_at");
-	int			updated_at = SPI_fnumber(desc, "updated_at");
+	Relation	 rel = trigdata->tg_relation;
+	TupleDesc	 desc = RelationGetDescr(rel);
+	int			 columns[2];
+	Datum		 values[2];
+	bool		 nulls[2] = {false, false};
+	int			 n = 0;
+	int			 status = SPI_fnumber(desc, STATUS_COLUMN);
+	int			 completed_at = SPI_fnumber(desc, "completed_at");
+	int			 updated_at = SPI_fnumber(desc, "updated_at");
 
 	values[0] = values[1] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
 	if (updated_at > 0)
 		columns[n++] = updated_at;
 	if (status > 0 && completed_at > 0)
 	{
-		bool		had_none;
-		bool		has_none;
-		Datum		from = heap_getattr(trigdata->tg_trigtuple, status, desc, &had_none);
-		Datum		to = heap_getattr(trigdata->tg_newtuple, status, desc, &has_none);
+		bool  had_none;
+		bool  has_none;
+		Datum from = heap_getattr(trigdata->tg_trigtuple, status, desc, &had_none);
+		Datum to = heap_getattr(trigdata->tg_newtuple, status, desc, &has_none);
 
 		if (!had_none && !has_none && !datum_image_eq(from, to, false, -1))
 		{

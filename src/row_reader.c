@@ -28,6 +28,7 @@
 #include "miscadmin.h"
 #include "nodes/primnodes.h"
 #include "parser/parse_coerce.h"
+#include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/fmgroids.h"
 #include "utils/hsearch.h"
@@ -45,29 +46,29 @@
 
 typedef struct LookupKey
 {
-	Oid			relid;
+	Oid				relid;
 	const TaColumn *columns;
 } LookupKey;
 
 /* How a table is read by its first column of a list: kept between calls. */
 typedef struct Lookup
 {
-	LookupKey	key;
-	bool		valid;			/* cleared by invalidation, also while we look */
-	bool		usable;			/* set last */
-	Oid			index;
-	AttrNumber	attnums[MAX_COLUMNS];
+	LookupKey  key;
+	bool	   valid;  /* cleared by invalidation, also while we look */
+	bool	   usable; /* set last */
+	Oid		   index;
+	AttrNumber attnums[MAX_COLUMNS];
 } Lookup;
 
 struct TaRowReader
 {
-	Relation	rel;
-	Relation	index;
-	RegProcedure equality;
-	AttrNumber	attnums[MAX_COLUMNS];
-	int			ncolumns;
-	Snapshot	snapshot;
-	IndexScanDesc scan;
+	Relation		rel;
+	Relation		index;
+	RegProcedure	equality;
+	AttrNumber		attnums[MAX_COLUMNS];
+	int				ncolumns;
+	Snapshot		snapshot;
+	IndexScanDesc	scan;
 	TupleTableSlot *slot;
 	TupleTableSlot *locked;
 };
@@ -78,7 +79,7 @@ static void
 relation_changed(Datum arg, Oid relid)
 {
 	HASH_SEQ_STATUS status;
-	Lookup	   *lookup;
+	Lookup		   *lookup;
 
 	hash_seq_init(&status, lookups);
 	while ((lookup = hash_seq_search(&status)) != NULL)
@@ -95,7 +96,7 @@ relation_changed(Datum arg, Oid relid)
 void
 ta_row_reader_init(void)
 {
-	HASHCTL		ctl = {0};
+	HASHCTL ctl = {0};
 
 	ctl.keysize = sizeof(LookupKey);
 	ctl.entrysize = sizeof(Lookup);
@@ -127,8 +128,8 @@ equality_of(Oid type)
 static bool
 is_complete(Relation index, AttrNumber attnum)
 {
-	List	   *predicate = RelationGetIndexPredicate(index);
-	NullTest   *test;
+	List	 *predicate = RelationGetIndexPredicate(index);
+	NullTest *test;
 
 	if (predicate == NIL)
 		return true;
@@ -136,20 +137,20 @@ is_complete(Relation index, AttrNumber attnum)
 		return false;
 	test = linitial_node(NullTest, predicate);
 	return test->nulltesttype == IS_NOT_NULL && IsA(test->arg, Var) &&
-		((Var *) test->arg)->varattno == attnum;
+		   ((Var *) test->arg)->varattno == attnum;
 }
 
 /* An index that finds rows by their column attnum. */
 static Oid
 find_index(Relation rel, AttrNumber attnum)
 {
-	List	   *indexes = RelationGetIndexList(rel);
-	ListCell   *cell;
-	Oid			found = InvalidOid;
+	List	 *indexes = RelationGetIndexList(rel);
+	ListCell *cell;
+	Oid		  found = InvalidOid;
 
 	foreach(cell, indexes)
 	{
-		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
+		Relation index = index_open(lfirst_oid(cell), AccessShareLock);
 
 		if (index->rd_index->indisvalid && index->rd_rel->relam == BTREE_AM_OID &&
 			index->rd_index->indkey.values[0] == attnum &&
@@ -166,8 +167,8 @@ find_index(Relation rel, AttrNumber attnum)
 static void
 build_lookup(Lookup *lookup, Relation rel, const TaColumn *columns, int ncolumns)
 {
-	TupleDesc	desc = RelationGetDescr(rel);
-	bool		usable = false;
+	TupleDesc desc = RelationGetDescr(rel);
+	bool	  usable = false;
 
 	Assert(ncolumns <= MAX_COLUMNS);
 	lookup->usable = false;
@@ -177,7 +178,7 @@ build_lookup(Lookup *lookup, Relation rel, const TaColumn *columns, int ncolumns
 		usable = true;
 		for (int c = 0; c < ncolumns; c++)
 		{
-			Oid			type;
+			Oid type;
 
 			lookup->attnums[c] = get_attnum(RelationGetRelid(rel), columns[c].name);
 			if (lookup->attnums[c] <= 0)
@@ -209,14 +210,16 @@ build_lookup(Lookup *lookup, Relation rel, const TaColumn *columns, int ncolumns
 TaRowReader *
 ta_reader_open(Oid relid, bool for_update, const TaColumn *columns, int ncolumns)
 {
-	LookupKey	key;
-	Lookup	   *lookup;
-	bool		found;
-	Relation	rel;
+	LookupKey	 key;
+	Lookup		*lookup;
+	bool		 found;
+	Relation	 rel;
 	TaRowReader *reader;
 
 	if (!ta_direct_rows() || !OidIsValid(relid))
 		return NULL;
+	if (for_update)
+		PreventCommandIfReadOnly("SELECT FOR NO KEY UPDATE");
 	rel = table_open(relid, for_update ? RowShareLock : AccessShareLock);
 
 	memset(&key, 0, sizeof(key));
@@ -242,7 +245,7 @@ ta_reader_open(Oid relid, bool for_update, const TaColumn *columns, int ncolumns
 	memcpy(reader->attnums, lookup->attnums, sizeof(reader->attnums));
 	reader->equality = equality_of(columns[0].type);
 	reader->index = index_open(lookup->index, AccessShareLock);
-	CommandCounterIncrement();	/* see what the command that called us has written */
+	CommandCounterIncrement(); /* see what the command that called us has written */
 	reader->snapshot = RegisterSnapshot(GetTransactionSnapshot());
 	reader->slot = MakeSingleTupleTableSlot(RelationGetDescr(rel), table_slot_callbacks(rel));
 	return reader;
@@ -302,8 +305,8 @@ bool
 ta_reader_lock(TaRowReader *reader, ItemPointer tid, Datum *values, bool *nulls)
 {
 	TM_FailureData failure;
-	TM_Result	result;
-	int			flags = TUPLE_LOCK_FLAG_LOCK_UPDATE_IN_PROGRESS;
+	TM_Result	   result;
+	int			   flags = TUPLE_LOCK_FLAG_LOCK_UPDATE_IN_PROGRESS;
 
 	if (reader->locked == NULL)
 		reader->locked = MakeSingleTupleTableSlot(RelationGetDescr(reader->rel),

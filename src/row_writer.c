@@ -62,66 +62,66 @@
 /* A column that is written, as one version of the table has it. */
 typedef struct WrittenColumn
 {
-	AttrNumber	attnum;
-	int32		typmod;
-	Oid			domain;			/* InvalidOid: none */
-	bool		coerced;		/* has a type modifier to apply */
-	FmgrInfo	coercion;
+	AttrNumber attnum;
+	int32	   typmod;
+	Oid		   domain;	/* InvalidOid: none */
+	bool	   coerced; /* has a type modifier to apply */
+	FmgrInfo   coercion;
 } WrittenColumn;
 
 /* A column that is not written and has a default. */
 typedef struct DefaultColumn
 {
-	AttrNumber	attnum;
-	ExprState  *expression;
+	AttrNumber attnum;
+	ExprState *expression;
 } DefaultColumn;
 
 typedef struct FormatKey
 {
-	Oid			relid;
-	Oid			role;
-	CmdType		operation;
-	const TaColumn *columns;	/* also tells which trigger is stood in for */
+	Oid				relid;
+	Oid				role;
+	CmdType			operation;
+	const TaColumn *columns; /* also tells which trigger is stood in for */
 } FormatKey;
 
 /* What is known of a table and a list of columns: kept between calls. */
 typedef struct Format
 {
-	FormatKey	key;
-	bool		valid;			/* cleared by invalidation, also while we look */
-	bool		usable;			/* set last */
-	bool		stands_in;		/* the trigger that the caller stands in for is there */
-	bool		in_use;			/* a writer is open: all stays as it is */
-	MemoryContext context;
-	TupleDesc	desc;
+	FormatKey	   key;
+	bool		   valid;	  /* cleared by invalidation, also while we look */
+	bool		   usable;	  /* set last */
+	bool		   stands_in; /* the trigger that the caller stands in for is there */
+	bool		   in_use;	  /* a writer is open: all stays as it is */
+	MemoryContext  context;
+	TupleDesc	   desc;
 	WrittenColumn *columns;
-	int			ncolumns;
+	int			   ncolumns;
 	DefaultColumn *defaults;
-	int			ndefaults;
-	ExprState **checks;			/* NULL: none */
+	int			   ndefaults;
+	ExprState	 **checks; /* NULL: none */
 } Format;
 
 struct TaRowWriter
 {
-	Format	   *format;
-	Relation	rel;
-	EState	   *estate;
-	ResultRelInfo *target;
-	TupleTableSlot *row;
-	TupleTableSlot *old_row;	/* for an update */
-	EPQState	epq;
-	bool		closed;
+	Format				 *format;
+	Relation			  rel;
+	EState				 *estate;
+	ResultRelInfo		 *target;
+	TupleTableSlot		 *row;
+	TupleTableSlot		 *old_row; /* for an update */
+	EPQState			  epq;
+	bool				  closed;
 	MemoryContextCallback callback;
 };
 
 static HTAB *formats = NULL;
-static bool direct_rows = true;
+static bool	 direct_rows = true;
 
 static void
 relation_changed(Datum arg, Oid relid)
 {
 	HASH_SEQ_STATUS status;
-	Format	   *format;
+	Format		   *format;
 
 	hash_seq_init(&status, formats);
 	while ((format = hash_seq_search(&status)) != NULL)
@@ -145,7 +145,7 @@ function_changed(Datum arg, int cacheid, uint32 hashvalue)
 void
 ta_row_writer_init(void)
 {
-	HASHCTL		ctl = {0};
+	HASHCTL ctl = {0};
 
 	ctl.keysize = sizeof(FormatKey);
 	ctl.entrysize = sizeof(Format);
@@ -179,7 +179,7 @@ ta_direct_rows(void)
 static bool
 is_ours(Oid function)
 {
-	char	   *schema = get_namespace_name(get_func_namespace(function));
+	char *schema = get_namespace_name(get_func_namespace(function));
 
 	return schema != NULL && strcmp(schema, "techally") == 0;
 }
@@ -204,7 +204,7 @@ triggers_allow(Relation rel, CmdType operation, const char *statement_trigger, b
 
 	for (int i = 0; i < triggers->numtriggers; i++)
 	{
-		Trigger    *trigger = &triggers->triggers[i];
+		Trigger *trigger = &triggers->triggers[i];
 
 		if (!TRIGGER_FOR_UPDATE(trigger->tgtype))
 			continue;
@@ -221,7 +221,7 @@ triggers_allow(Relation rel, CmdType operation, const char *statement_trigger, b
 		else if (statement_trigger != NULL && is_ours(trigger->tgfoid) &&
 				 strcmp(get_func_name(trigger->tgfoid), statement_trigger) == 0)
 			*stands_in = trigger->tgenabled == TRIGGER_FIRES_ON_ORIGIN ||
-				trigger->tgenabled == TRIGGER_FIRES_ALWAYS;
+						 trigger->tgenabled == TRIGGER_FIRES_ALWAYS;
 		else
 			return false;
 	}
@@ -237,11 +237,11 @@ triggers_allow(Relation rel, CmdType operation, const char *statement_trigger, b
 static bool
 generated_columns_allow(Relation rel, CmdType operation)
 {
-	TupleDesc	desc = RelationGetDescr(rel);
+	TupleDesc desc = RelationGetDescr(rel);
 
 	for (int i = 0; i < desc->natts; i++)
 	{
-		char		generated = TupleDescAttr(desc, i)->attgenerated;
+		char generated = TupleDescAttr(desc, i)->attgenerated;
 
 		if (generated != '\0' &&
 			(operation == CMD_UPDATE || generated != ATTRIBUTE_GENERATED_STORED))
@@ -254,14 +254,14 @@ generated_columns_allow(Relation rel, CmdType operation)
 static bool
 map_columns(Format *format, Relation rel, const TaColumn *columns)
 {
-	TupleDesc	desc = RelationGetDescr(rel);
+	TupleDesc desc = RelationGetDescr(rel);
 
 	for (int c = 0; c < format->ncolumns; c++)
 	{
-		WrittenColumn *column = &format->columns[c];
+		WrittenColumn	 *column = &format->columns[c];
 		Form_pg_attribute attribute;
-		Oid			base_type;
-		Oid			function;
+		Oid				  base_type;
+		Oid				  function;
 
 		column->attnum = get_attnum(RelationGetRelid(rel), columns[c].name);
 		if (column->attnum <= 0)
@@ -288,14 +288,14 @@ map_columns(Format *format, Relation rel, const TaColumn *columns)
 static bool
 prepare_defaults(Format *format, Relation rel, EState *estate)
 {
-	TupleDesc	desc = RelationGetDescr(rel);
+	TupleDesc desc = RelationGetDescr(rel);
 
 	format->defaults = palloc0(sizeof(DefaultColumn) * desc->natts);
 	for (int a = 1; a <= desc->natts; a++)
 	{
 		Form_pg_attribute attribute = TupleDescAttr(desc, a - 1);
-		bool		written = false;
-		Expr	   *expression;
+		bool			  written = false;
+		Expr			 *expression;
 
 		for (int c = 0; c < format->ncolumns; c++)
 			written |= format->columns[c].attnum == a;
@@ -337,8 +337,8 @@ build_format(Format *format, Relation rel, const char *statement_trigger,
 			 const TaColumn *columns, int ncolumns)
 {
 	MemoryContext old_context;
-	EState	   *estate;
-	bool		usable;
+	EState		 *estate;
+	bool		  usable;
 
 	format->usable = false;
 	format->valid = true;
@@ -357,11 +357,11 @@ build_format(Format *format, Relation rel, const char *statement_trigger,
 	MemoryContextSetParent(estate->es_query_cxt, format->context);
 
 	usable = rel->rd_rel->relkind == RELKIND_RELATION &&
-		!rel->rd_rel->relispartition && !rel->rd_rel->relhassubclass && rel->rd_rules == NULL &&
-		generated_columns_allow(rel, format->key.operation) &&
-		triggers_allow(rel, format->key.operation, statement_trigger, &format->stands_in) &&
-		map_columns(format, rel, columns) &&
-		(format->key.operation != CMD_INSERT || prepare_defaults(format, rel, estate));
+			 !rel->rd_rel->relispartition && !rel->rd_rel->relhassubclass && rel->rd_rules == NULL &&
+			 generated_columns_allow(rel, format->key.operation) &&
+			 triggers_allow(rel, format->key.operation, statement_trigger, &format->stands_in) &&
+			 map_columns(format, rel, columns) &&
+			 (format->key.operation != CMD_INSERT || prepare_defaults(format, rel, estate));
 	if (usable)
 		prepare_checks(format, rel, estate);
 	MemoryContextSwitchTo(old_context);
@@ -373,9 +373,9 @@ static Format *
 format_of(Relation rel, CmdType operation, const char *statement_trigger,
 		  const TaColumn *columns, int ncolumns)
 {
-	FormatKey	key;
-	Format	   *format;
-	bool		found;
+	FormatKey key;
+	Format	 *format;
+	bool	  found;
 
 	memset(&key, 0, sizeof(key));
 	key.relid = RelationGetRelid(rel);
@@ -432,8 +432,8 @@ static TaRowWriter *
 open_writer(const char *statement_trigger, Oid relid, CmdType operation,
 			const TaColumn *columns, int ncolumns)
 {
-	Relation	rel;
-	Format	   *format;
+	Relation	 rel;
+	Format		*format;
 	TaRowWriter *writer;
 
 	if (!direct_rows || !OidIsValid(relid))
@@ -523,13 +523,13 @@ ta_writer_stands_in(const TaRowWriter *writer)
 static void
 set_columns(TaRowWriter *writer, const Datum *values, const bool *nulls)
 {
-	Format	   *format = writer->format;
+	Format		   *format = writer->format;
 	TupleTableSlot *row = writer->row;
 
 	for (int c = 0; c < format->ncolumns; c++)
 	{
 		WrittenColumn *column = &format->columns[c];
-		int			i = column->attnum - 1;
+		int			   i = column->attnum - 1;
 
 		row->tts_isnull[i] = nulls[c];
 		if (nulls[c])
@@ -552,9 +552,9 @@ set_columns(TaRowWriter *writer, const Datum *values, const bool *nulls)
 void
 ta_writer_insert(TaRowWriter *writer, const Datum *values, const bool *nulls)
 {
-	Format	   *format = writer->format;
+	Format		   *format = writer->format;
 	TupleTableSlot *row = writer->row;
-	MemoryContext old_context;
+	MemoryContext	old_context;
 
 	ResetPerTupleExprContext(writer->estate);
 	old_context = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->estate));
@@ -563,7 +563,7 @@ ta_writer_insert(TaRowWriter *writer, const Datum *values, const bool *nulls)
 	memset(row->tts_isnull, true, format->desc->natts);
 	for (int d = 0; d < format->ndefaults; d++)
 	{
-		int			i = format->defaults[d].attnum - 1;
+		int i = format->defaults[d].attnum - 1;
 
 		row->tts_values[i] = ExecEvalExpr(format->defaults[d].expression,
 										  GetPerTupleExprContext(writer->estate),
@@ -588,14 +588,14 @@ ta_writer_insert(TaRowWriter *writer, const Datum *values, const bool *nulls)
 void
 ta_writer_load(TaRowWriter *writer, ItemPointer tid, Datum *values, bool *nulls)
 {
-	Format	   *format = writer->format;
+	Format *format = writer->format;
 
 	if (!table_tuple_fetch_row_version(writer->rel, tid, SnapshotAny, writer->old_row))
 		elog(ERROR, "locked row of \"%s\" has vanished", RelationGetRelationName(writer->rel));
 	slot_getallattrs(writer->old_row);
 	for (int c = 0; c < format->ncolumns; c++)
 	{
-		int			i = format->columns[c].attnum - 1;
+		int i = format->columns[c].attnum - 1;
 
 		values[c] = writer->old_row->tts_values[i];
 		nulls[c] = writer->old_row->tts_isnull[i];
@@ -609,9 +609,9 @@ ta_writer_load(TaRowWriter *writer, ItemPointer tid, Datum *values, bool *nulls)
 void
 ta_writer_store(TaRowWriter *writer, const Datum *values, const bool *nulls)
 {
-	int			natts = writer->format->desc->natts;
+	int				natts = writer->format->desc->natts;
 	TupleTableSlot *row = writer->row;
-	MemoryContext old_context;
+	MemoryContext	old_context;
 
 	ResetPerTupleExprContext(writer->estate);
 	old_context = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->estate));
@@ -643,7 +643,7 @@ ta_writer_close(TaRowWriter *writer)
 		ExecDropSingleTupleTableSlot(writer->old_row);
 	}
 	ExecResetTupleTable(writer->estate->es_tupleTable, false);
-	ExecCloseResultRelations(writer->estate);	/* ours and what triggers opened */
+	ExecCloseResultRelations(writer->estate); /* ours and what triggers opened */
 	table_close(writer->rel, NoLock);
 	FreeExecutorState(writer->estate);
 	PopActiveSnapshot();

@@ -29,10 +29,10 @@ extern TaRowWriter *ta_writer_open(Oid relid, CmdType operation,
 								   const TaColumn *columns, int ncolumns);
 extern TaRowWriter *ta_writer_open_for(const char *statement_trigger, Oid relid,
 									   const TaColumn *columns, int ncolumns);
-extern bool ta_writer_stands_in(const TaRowWriter *writer);
-extern void ta_writer_insert(TaRowWriter *writer, const Datum *values, const bool *nulls);
-extern void ta_writer_load(TaRowWriter *writer, ItemPointer tid, Datum *values, bool *nulls);
-extern void ta_writer_store(TaRowWriter *writer, const Datum *values, const bool *nulls);
-extern void ta_writer_close(TaRowWriter *writer);
+extern bool			ta_writer_stands_in(const TaRowWriter *writer);
+extern void			ta_writer_insert(TaRowWriter *writer, const Datum *values, const bool *nulls);
+extern void			ta_writer_load(TaRowWriter *writer, ItemPointer tid, Datum *values, bool *nulls);
+extern void			ta_writer_store(TaRowWriter *writer, const Datum *values, const bool *nulls);
+extern void			ta_writer_close(TaRowWriter *writer);
 
-#endif							/* TECHALLY_ROW_WRITER_H */
+#endif /* TECHALLY_ROW_WRITER_H */

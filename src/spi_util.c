@@ -39,21 +39,21 @@
 #include "spi_util.h"
 
 #define PINNED_SEARCH_PATH "pg_catalog, pg_temp"
-#define STORE_TOKEN "@store@"
+#define STORE_TOKEN		   "@store@"
 
 typedef struct PlanKey
 {
-	Oid			nspid;
+	Oid				   nspid;
 	const TaStatement *statement;
 } PlanKey;
 
 typedef struct PlanEntry
 {
-	PlanKey		key;
-	uint32		nsphash;		/* hash of the namespace in its syscache */
-	bool		valid;			/* set last, cleared by the callback */
-	NameData	nspname;		/* the name that is in the plan's text */
-	SPIPlanPtr	plan;
+	PlanKey	   key;
+	uint32	   nsphash; /* hash of the namespace in its syscache */
+	bool	   valid;	/* set last, cleared by the callback */
+	NameData   nspname; /* the name that is in the plan's text */
+	SPIPlanPtr plan;
 } PlanEntry;
 
 static HTAB *plan_cache = NULL;
@@ -63,7 +63,7 @@ static void
 namespace_changed(Datum arg, int cacheid, uint32 hashvalue)
 {
 	HASH_SEQ_STATUS status;
-	PlanEntry  *entry;
+	PlanEntry	   *entry;
 
 	hash_seq_init(&status, plan_cache);
 	while ((entry = hash_seq_search(&status)) != NULL)
@@ -80,7 +80,7 @@ namespace_changed(Datum arg, int cacheid, uint32 hashvalue)
 void
 ta_spi_init(void)
 {
-	HASHCTL		ctl = {0};
+	HASHCTL ctl = {0};
 
 	ctl.keysize = sizeof(PlanKey);
 	ctl.entrysize = sizeof(PlanEntry);
@@ -100,7 +100,7 @@ ta_spi_init(void)
 Oid
 ta_store_namespace(Name store)
 {
-	Oid			nspid = get_namespace_oid(NameStr(*store), true);
+	Oid nspid = get_namespace_oid(NameStr(*store), true);
 
 	if (!OidIsValid(nspid) ||
 		!OidIsValid(get_relname_relid("schema_migrations", nspid)))
@@ -118,8 +118,8 @@ ta_store_namespace(Name store)
 Oid
 ta_namespace_owner(Oid nspid)
 {
-	HeapTuple	tuple = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(nspid));
-	Oid			owner;
+	HeapTuple tuple = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(nspid));
+	Oid		  owner;
 
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for schema %u", nspid);
@@ -135,8 +135,8 @@ ta_namespace_owner(Oid nspid)
 Oid
 ta_relation_owner(Oid relid)
 {
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	Oid			owner;
+	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid		  owner;
 
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for relation %u", relid);
@@ -193,7 +193,7 @@ static char *
 expand_store(const char *sql, const char *quoted)
 {
 	StringInfoData buf;
-	const char *at;
+	const char	  *at;
 
 	initStringInfo(&buf);
 	while ((at = strstr(sql, STORE_TOKEN)) != NULL)
@@ -210,12 +210,12 @@ expand_store(const char *sql, const char *quoted)
 static SPIPlanPtr
 plan_of(Oid nspid, const TaStatement *statement)
 {
-	PlanKey		key;
-	PlanEntry  *entry;
-	bool		found;
-	char	   *nspname;
-	char	   *sql;
-	SPIPlanPtr	plan;
+	PlanKey	   key;
+	PlanEntry *entry;
+	bool	   found;
+	char	  *nspname;
+	char	  *sql;
+	SPIPlanPtr plan;
 
 	memset(&key, 0, sizeof(key));
 	key.nspid = nspid;
@@ -273,7 +273,7 @@ static void
 plan_by_index(SPIPlanPtr plan)
 {
 	CachedPlanSource *source = linitial(SPI_plan_get_plan_sources(plan));
-	bool		saved[] = {enable_seqscan, enable_bitmapscan, enable_hashjoin, enable_mergejoin, enable_material};
+	bool			  saved[] = {enable_seqscan, enable_bitmapscan, enable_hashjoin, enable_mergejoin, enable_material};
 
 	if (source->is_valid && source->gplan != NULL && source->gplan->is_valid)
 		return;
@@ -302,8 +302,8 @@ static uint64
 run_plan(Oid nspid, const TaStatement *statement, int expected,
 		 Datum *values, const char *nulls, bool read_only)
 {
-	SPIPlanPtr	plan = plan_of(nspid, statement);
-	int			rc;
+	SPIPlanPtr plan = plan_of(nspid, statement);
+	int		   rc;
 
 	plan_by_index(plan);
 	rc = SPI_execute_plan(plan, values, nulls, read_only, 0);

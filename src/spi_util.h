@@ -32,17 +32,17 @@ typedef struct TaStatement
  */
 typedef struct TaFrame
 {
-	int			guc_level;		/* 0: the search_path was pinned already */
-	bool		switched_user;
-	Oid			saved_user;
-	int			saved_sec_context;
+	int	 guc_level; /* 0: the search_path was pinned already */
+	bool switched_user;
+	Oid	 saved_user;
+	int	 saved_sec_context;
 } TaFrame;
 
 extern void ta_spi_init(void);
 
-extern Oid	ta_store_namespace(Name store);
-extern Oid	ta_namespace_owner(Oid nspid);
-extern Oid	ta_relation_owner(Oid relid);
+extern Oid ta_store_namespace(Name store);
+extern Oid ta_namespace_owner(Oid nspid);
+extern Oid ta_relation_owner(Oid relid);
 
 extern void ta_frame_begin(TaFrame *frame, Oid act_as);
 extern void ta_frame_end(TaFrame *frame);
@@ -55,4 +55,4 @@ extern uint64 ta_query(Oid nspid, const TaStatement *statement,
 extern Datum ta_spi_value(uint64 row, int column, bool *isnull);
 extern char *ta_spi_text(uint64 row, int column);
 
-#endif							/* TECHALLY_SPI_UTIL_H */
+#endif /* TECHALLY_SPI_UTIL_H */

@@ -128,25 +128,25 @@ typedef struct HistoryColumns
 /* Where a change of state is written down, and the statements that do it. */
 typedef struct History
 {
-	Oid		   relid;
-	Oid		   owner;
-	char	  *qualified;
-	int		   nkeys;
-	AttrNumber target_key[INDEX_MAX_KEYS];	 /* columns of the attached table */
-	char	  *history_key[INDEX_MAX_KEYS];	 /* columns of the history */
-	Oid		   key_operator[INDEX_MAX_KEYS]; /* target's = history's */
-	Oid		   key_type[INDEX_MAX_KEYS];
-	bool	   may_precede; /* history may exist before the row does */
-	Oid		   from_type;	/* an enum's type, or text */
-	Oid		   to_type;
-	bool	   has_sequence;
-	bool	   has_event;
-	bool	   has_actor;
-	bool	   has_note;
-	bool	   has_request_id;
-	bool	   has_created_at;
-	SPIPlanPtr first_plan; /* the row is new */
-	SPIPlanPtr next_plan;
+	Oid					  relid;
+	Oid					  owner;
+	char				 *qualified;
+	int					  nkeys;
+	AttrNumber			  target_key[INDEX_MAX_KEYS];	/* columns of the attached table */
+	char				 *history_key[INDEX_MAX_KEYS];	/* columns of the history */
+	Oid					  key_operator[INDEX_MAX_KEYS]; /* target's = history's */
+	Oid					  key_type[INDEX_MAX_KEYS];
+	bool				  may_precede; /* history may exist before the row does */
+	Oid					  from_type;   /* an enum's type, or text */
+	Oid					  to_type;
+	bool				  has_sequence;
+	bool				  has_event;
+	bool				  has_actor;
+	bool				  has_note;
+	bool				  has_request_id;
+	bool				  has_created_at;
+	SPIPlanPtr			  first_plan; /* the row is new */
+	SPIPlanPtr			  next_plan;
 	const HistoryColumns *direct; /* NULL: statements only */
 } History;
 

@@ -20,7 +20,7 @@ typedef struct TaTransition
 	const char *event;
 	const char *from;
 	const char *to;
-	const char *effect;			/* NULL: none */
+	const char *effect; /* NULL: none */
 } TaTransition;
 
 /*
@@ -31,31 +31,31 @@ typedef struct TaTransition
  */
 typedef struct TaTransitionContext
 {
-	Oid			relid;
-	const char *event;			/* NULL: the first defined */
-	const char *note;			/* NULL: none */
-	Datum		actor;			/* uuid */
-	bool		actor_isnull;	/* true: app.current_user_id */
-	struct TaTransitionContext *outer;	/* managed by push and pop */
+	Oid							relid;
+	const char				   *event;		  /* NULL: the first defined */
+	const char				   *note;		  /* NULL: none */
+	Datum						actor;		  /* uuid */
+	bool						actor_isnull; /* true: app.current_user_id */
+	struct TaTransitionContext *outer;		  /* managed by push and pop */
 } TaTransitionContext;
 
 extern void ta_state_machine_init(void);
 
-extern void ta_transition_push(TaTransitionContext *context);
-extern void ta_transition_pop(TaTransitionContext *context);
+extern void						  ta_transition_push(TaTransitionContext *context);
+extern void						  ta_transition_pop(TaTransitionContext *context);
 extern const TaTransitionContext *ta_transition_current(Oid relid);
 
-extern bool ta_machine_attached(Oid relid, const char *column);
+extern bool		   ta_machine_attached(Oid relid, const char *column);
 extern const char *ta_machine_initial(Oid relid, const char *column);
-extern bool ta_machine_has_state(Oid relid, const char *column, const char *state);
-extern List *ta_machine_event(Oid relid, const char *column, const char *event);
-extern bool ta_machine_transition(Oid relid, const char *column,
-								  const char *from, const char *to,
-								  TaTransition *transition);
-extern bool ta_machine_after_effect(Oid relid, const char *column, const char *effect,
-									const char *state);
-extern List *ta_machine_leaving(Oid relid, const char *column, const char *from);
-extern void ta_machine_raise_illegal(Oid relid, const char *column, const char *from,
-									 const char *event, const char *to) pg_attribute_noreturn();
+extern bool		   ta_machine_has_state(Oid relid, const char *column, const char *state);
+extern List		  *ta_machine_event(Oid relid, const char *column, const char *event);
+extern bool		   ta_machine_transition(Oid relid, const char *column,
+										 const char *from, const char *to,
+										 TaTransition *transition);
+extern bool		   ta_machine_after_effect(Oid relid, const char *column, const char *effect,
+										   const char *state);
+extern List		  *ta_machine_leaving(Oid relid, const char *column, const char *from);
+extern void		   ta_machine_raise_illegal(Oid relid, const char *column, const char *from,
+											const char *event, const char *to) pg_attribute_noreturn();
 
-#endif							/* TECHALLY_STATE_MACHINE_H */
+#endif /* TECHALLY_STATE_MACHINE_H */

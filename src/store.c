@@ -63,24 +63,24 @@
 #include "store.h"
 
 #define MIGRATIONS_TABLE "schema_migrations"
-#define VERSION_LENGTH 15		/* YYYYMMDD_HHMMSS */
-#define NAME_LOCK_SPACE 0x74616c79	/* "taly" */
+#define VERSION_LENGTH	 15			/* YYYYMMDD_HHMMSS */
+#define NAME_LOCK_SPACE	 0x74616c79 /* "taly" */
 
 /* What is installed: one migration. */
 typedef struct Migration
 {
-	char	   *version;
-	char	   *stem;			/* file name up to .up.sql */
-	bool		has_up;
-	bool		has_down;
+	char *version;
+	char *stem; /* file name up to .up.sql */
+	bool  has_up;
+	bool  has_down;
 } Migration;
 
 /* What has been applied to a store: one row of its schema_migrations. */
 typedef struct Applied
 {
-	char	   *version;
-	char	   *checksum;
-	Migration  *file;			/* set by verify_applied */
+	char	  *version;
+	char	  *checksum;
+	Migration *file; /* set by verify_applied */
 } Applied;
 
 /* The store that a function works on. */
@@ -89,77 +89,72 @@ typedef struct Store
 	const char *name;
 	Oid			nspid;
 	Oid			owner;
-	Oid			anchor;			/* its schema_migrations */
-	const char *machine;		/* NULL until it is known */
+	Oid			anchor;	 /* its schema_migrations */
+	const char *machine; /* NULL until it is known */
 } Store;
 
 /* Where we are, for the error context. */
 typedef struct MigrationPosition
 {
 	const Store *store;
-	const char *file;
-	const char *text;			/* after the tokens were replaced */
-	int			line;			/* 0: not at a statement yet */
+	const char	*file;
+	const char	*text; /* after the tokens were replaced */
+	int			 line; /* 0: not at a statement yet */
 } MigrationPosition;
 
 static bool allow_drop = false;
 
 static const TaStatement find_machine = {
-	"SELECT 1 FROM techally.machines m WHERE m.name = $1", 1, {TEXTOID}
-};
+	"SELECT 1 FROM techally.machines m WHERE m.name = $1", 1, {TEXTOID}};
 static const TaStatement find_registered = {
 	"SELECT r.machine FROM techally.store_registry r WHERE r.anchor = $1::pg_catalog.regclass",
-	1, {OIDOID}
-};
+	1,
+	{OIDOID}};
 static const TaStatement register_anchor = {
 	"INSERT INTO techally.store_registry AS r (anchor, machine, created_at)"
 	" VALUES ($1::pg_catalog.regclass, $2, $3)"
 	" ON CONFLICT (anchor) DO UPDATE SET machine = excluded.machine",
-	3, {OIDOID, TEXTOID, TIMESTAMPTZOID}
-};
+	3,
+	{OIDOID, TEXTOID, TIMESTAMPTZOID}};
 static const TaStatement unregister_anchor = {
 	"DELETE FROM techally.store_registry r WHERE r.anchor = $1::pg_catalog.regclass",
-	1, {OIDOID}
-};
+	1,
+	{OIDOID}};
 static const TaStatement schema_in_use = {
 	"SELECT 1 FROM pg_catalog.pg_depend d"
 	" WHERE d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass"
 	"   AND d.refobjid = $1 AND d.deptype = 'n' LIMIT 1",
-	1, {OIDOID}
-};
+	1,
+	{OIDOID}};
 static const TaStatement select_applied = {
 	"SELECT m.version, m.checksum FROM @store@.schema_migrations m"
-	" ORDER BY m.version COLLATE \"C\"", 0
-};
+	" ORDER BY m.version COLLATE \"C\"",
+	0};
 static const TaStatement insert_applied = {
 	"INSERT INTO @store@.schema_migrations (version, description, checksum)"
-	" VALUES ($1, $2, $3)", 3, {TEXTOID, TEXTOID, TEXTOID}
-};
+	" VALUES ($1, $2, $3)",
+	3,
+	{TEXTOID, TEXTOID, TEXTOID}};
 static const TaStatement delete_applied = {
-	"DELETE FROM @store@.schema_migrations m WHERE m.version = $1", 1, {TEXTOID}
-};
+	"DELETE FROM @store@.schema_migrations m WHERE m.version = $1", 1, {TEXTOID}};
 static const TaStatement select_version = {
-	"SELECT pg_catalog.max(m.version COLLATE \"C\") FROM @store@.schema_migrations m", 0
-};
+	"SELECT pg_catalog.max(m.version COLLATE \"C\") FROM @store@.schema_migrations m", 0};
 static const TaStatement select_created_at = {
 	"SELECT coalesce(pg_catalog.min(m.applied_at), pg_catalog.now())"
-	"  FROM @store@.schema_migrations m", 0
-};
+	"  FROM @store@.schema_migrations m",
+	0};
 static const TaStatement select_setting_machine = {
-	"SELECT s.value #>> '{}' FROM @store@.store_settings s WHERE s.name = 'machine'", 0
-};
+	"SELECT s.value #>> '{}' FROM @store@.store_settings s WHERE s.name = 'machine'", 0};
 static const TaStatement lock_orders = {
-	"LOCK TABLE @store@.orders IN ACCESS EXCLUSIVE MODE", 0
-};
+	"LOCK TABLE @store@.orders IN ACCESS EXCLUSIVE MODE", 0};
 static const TaStatement find_order = {
-	"SELECT 1 FROM @store@.orders LIMIT 1", 0
-};
+	"SELECT 1 FROM @store@.orders LIMIT 1", 0};
 static const TaStatement count_columns = {
 	"SELECT pg_catalog.count(*)::pg_catalog.int4"
 	"  FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid"
 	" WHERE c.relnamespace = $1 AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped",
-	1, {OIDOID}
-};
+	1,
+	{OIDOID}};
 
 /* The bookkeeping table is no migration's: it is there before the first. */
 static const char *const make_migrations_table[] = {
@@ -218,7 +213,7 @@ parse_file_name(const char *name, char **stem, bool *is_up)
 
 	for (const char *at = name; at < dot; at++)
 	{
-		int			offset = at - name;
+		int offset = at - name;
 
 		if (offset == 8 || offset == VERSION_LENGTH)
 		{
@@ -241,7 +236,7 @@ parse_file_name(const char *name, char **stem, bool *is_up)
 static char *
 migrations_directory(void)
 {
-	char		sharepath[MAXPGPATH];
+	char sharepath[MAXPGPATH];
 
 	get_share_path(my_exec_path, sharepath);
 	return psprintf("%s/extension/techally/store", sharepath);
@@ -257,19 +252,19 @@ compare_migrations(const ListCell *a, const ListCell *b)
 static List *
 installed_migrations(void)
 {
-	List	   *found = NIL;
-	List	   *result = NIL;
-	char	   *directory = migrations_directory();
-	DIR		   *dir = AllocateDir(directory);
+	List		  *found = NIL;
+	List		  *result = NIL;
+	char		  *directory = migrations_directory();
+	DIR			  *dir = AllocateDir(directory);
 	struct dirent *de;
-	ListCell   *lc;
-	Migration  *previous = NULL;
+	ListCell	  *lc;
+	Migration	  *previous = NULL;
 
 	while ((de = ReadDir(dir, directory)) != NULL)
 	{
-		Migration  *migration = NULL;
-		char	   *stem;
-		bool		is_up;
+		Migration *migration = NULL;
+		char	  *stem;
+		bool	   is_up;
 
 		if (!parse_file_name(de->d_name, &stem, &is_up))
 			continue;
@@ -296,7 +291,7 @@ installed_migrations(void)
 	list_sort(found, compare_migrations);
 	foreach(lc, found)
 	{
-		Migration  *migration = (Migration *) lfirst(lc);
+		Migration *migration = (Migration *) lfirst(lc);
 
 		if (!migration->has_up)
 			continue;
@@ -316,11 +311,11 @@ installed_migrations(void)
 static Migration *
 find_migration(List *installed, const char *version)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, installed)
 	{
-		Migration  *migration = (Migration *) lfirst(lc);
+		Migration *migration = (Migration *) lfirst(lc);
 
 		if (strcmp(migration->version, version) == 0)
 			return migration;
@@ -332,7 +327,7 @@ find_migration(List *installed, const char *version)
 static bool
 is_api(const Migration *migration)
 {
-	size_t		length = strlen(migration->stem);
+	size_t length = strlen(migration->stem);
 
 	return length >= 4 && strcmp(migration->stem + length - 4, "_api") == 0;
 }
@@ -376,11 +371,11 @@ read_migration_file(const char *file)
 static char *
 file_checksum(const Migration *migration)
 {
-	bytea	   *content = read_migration_file(psprintf("%s.up.sql", migration->stem));
-	bytea	   *digest = DatumGetByteaPP(DirectFunctionCall1(sha256_bytea,
-															 PointerGetDatum(content)));
-	size_t		length = VARSIZE_ANY_EXHDR(digest);
-	char	   *result = palloc(length * 2 + 1);
+	bytea *content = read_migration_file(psprintf("%s.up.sql", migration->stem));
+	bytea *digest = DatumGetByteaPP(DirectFunctionCall1(sha256_bytea,
+														PointerGetDatum(content)));
+	size_t length = VARSIZE_ANY_EXHDR(digest);
+	char  *result = palloc(length * 2 + 1);
 
 	result[hex_encode(VARDATA_ANY(digest), length, result)] = '\0';
 	pfree(content);
@@ -454,7 +449,7 @@ expand_tokens(const Store *store, const char *text)
 	{
 		const char *token;
 		char	   *value;
-	}			tokens[] = {
+	} tokens[] = {
 		{"@store@", identifier_token(store->name)},
 		{"@store_literal@", literal_token(store->name)},
 		{"@machine@", literal_token(store->machine)},
@@ -464,11 +459,11 @@ expand_tokens(const Store *store, const char *text)
 	initStringInfo(&buf);
 	while (*text)
 	{
-		bool		replaced = false;
+		bool replaced = false;
 
 		for (size_t i = 0; *text == '@' && i < lengthof(tokens); i++)
 		{
-			size_t		length = strlen(tokens[i].token);
+			size_t length = strlen(tokens[i].token);
 
 			if (strncmp(text, tokens[i].token, length) == 0)
 			{
@@ -489,7 +484,7 @@ static void
 migration_error_callback(void *arg)
 {
 	MigrationPosition *position = (MigrationPosition *) arg;
-	int			at = geterrposition();
+	int				   at = geterrposition();
 
 	/* a syntax error's position counts in the file, not in the caller's query */
 	if (position->line == 0 && at > 0)
@@ -531,16 +526,16 @@ skip_to_statement(const char *text, int at)
 static void
 run_file(const Store *store, const char *file)
 {
-	MigrationPosition position = {0};
+	MigrationPosition	 position = {0};
 	ErrorContextCallback callback;
-	MemoryContext context;
-	MemoryContext old_context;
-	bytea	   *content;
-	char	   *text;
-	List	   *statements;
-	ListCell   *lc;
-	int			line = 1;
-	int			counted = 0;
+	MemoryContext		 context;
+	MemoryContext		 old_context;
+	bytea				*content;
+	char				*text;
+	List				*statements;
+	ListCell			*lc;
+	int					 line = 1;
+	int					 counted = 0;
 
 	context = AllocSetContextCreate(CurrentMemoryContext, "techally migration",
 									ALLOCSET_DEFAULT_SIZES);
@@ -548,7 +543,7 @@ run_file(const Store *store, const char *file)
 
 	content = read_migration_file(file);
 	text = pg_any_to_server(VARDATA(content), VARSIZE(content) - VARHDRSZ, PG_UTF8);
-	if (text == VARDATA(content))	/* not converted, and not terminated */
+	if (text == VARDATA(content)) /* not converted, and not terminated */
 		text = pnstrdup(text, VARSIZE(content) - VARHDRSZ);
 	text = expand_tokens(store, text);
 
@@ -563,12 +558,12 @@ run_file(const Store *store, const char *file)
 	statements = raw_parser(text, RAW_PARSE_DEFAULT);
 	foreach(lc, statements)
 	{
-		RawStmt    *statement = lfirst_node(RawStmt, lc);
-		int			start = skip_to_statement(text, statement->stmt_location);
-		int			end = statement->stmt_location + statement->stmt_len;
-		int			rc;
+		RawStmt *statement = lfirst_node(RawStmt, lc);
+		int		 start = skip_to_statement(text, statement->stmt_location);
+		int		 end = statement->stmt_location + statement->stmt_len;
+		int		 rc;
 
-		if (statement->stmt_len == 0)	/* the last, without a semicolon */
+		if (statement->stmt_len == 0) /* the last, without a semicolon */
 			end = strlen(text);
 		for (; counted < start; counted++)
 		{
@@ -595,8 +590,8 @@ run_file(const Store *store, const char *file)
 /* What a migration frame changes of its surroundings; see ta_frame_begin. */
 typedef struct MigrationFrame
 {
-	TaFrame		frame;
-	int			guc_level;
+	TaFrame frame;
+	int		guc_level;
 } MigrationFrame;
 
 static void
@@ -617,8 +612,8 @@ migration_frame_begin(MigrationFrame *frame, const Store *store)
 	ta_frame_begin(&frame->frame, store->owner);
 	if (frame->frame.switched_user)
 	{
-		Oid			userid;
-		int			sec_context;
+		Oid userid;
+		int sec_context;
 
 		GetUserIdAndSecContext(&userid, &sec_context);
 		SetUserIdAndSecContext(userid, sec_context | SECURITY_RESTRICTED_OPERATION);
@@ -661,8 +656,8 @@ registry_owner(void)
 static void
 check_machine(const char *machine)
 {
-	TaFrame		frame;
-	Datum		values[1] = {CStringGetTextDatum(machine)};
+	TaFrame frame;
+	Datum	values[1] = {CStringGetTextDatum(machine)};
 
 	ta_frame_begin(&frame, registry_owner());
 	if (ta_query(engine_namespace(), &find_machine, values, NULL) == 0)
@@ -677,10 +672,10 @@ check_machine(const char *machine)
 static char *
 registered_machine(const Store *store)
 {
-	TaFrame		frame;
+	TaFrame		  frame;
 	MemoryContext caller = CurrentMemoryContext;
-	Datum		values[1] = {ObjectIdGetDatum(store->anchor)};
-	char	   *result;
+	Datum		  values[1] = {ObjectIdGetDatum(store->anchor)};
+	char		 *result;
 
 	ta_frame_begin(&frame, registry_owner());
 	PushActiveSnapshot(GetLatestSnapshot());
@@ -698,12 +693,11 @@ registered_machine(const Store *store)
 static void
 register_store(const Store *store, Datum created_at)
 {
-	TaFrame		frame;
-	Datum		values[3] = {
-		ObjectIdGetDatum(store->anchor),
-		CStringGetTextDatum(store->machine),
-		created_at
-	};
+	TaFrame frame;
+	Datum	values[3] = {
+		  ObjectIdGetDatum(store->anchor),
+		  CStringGetTextDatum(store->machine),
+		  created_at};
 
 	ta_frame_begin(&frame, registry_owner());
 	ta_execute(engine_namespace(), &register_anchor, SPI_OK_INSERT, values, NULL);
@@ -721,7 +715,7 @@ register_store(const Store *store, Datum created_at)
 static void
 open_store(Store *store, Name name)
 {
-	Oid			nspid = ta_store_namespace(name);
+	Oid nspid = ta_store_namespace(name);
 
 	memset(store, 0, sizeof(*store));
 	store->name = pstrdup(NameStr(*name));
@@ -757,9 +751,9 @@ static List *
 applied_migrations(const Store *store)
 {
 	MigrationFrame frame;
-	MemoryContext caller = CurrentMemoryContext;
-	List	   *result = NIL;
-	uint64		rows;
+	MemoryContext  caller = CurrentMemoryContext;
+	List		  *result = NIL;
+	uint64		   rows;
 
 	migration_frame_begin(&frame, store);
 	PushActiveSnapshot(GetLatestSnapshot());
@@ -767,7 +761,7 @@ applied_migrations(const Store *store)
 	for (uint64 row = 0; row < rows; row++)
 	{
 		MemoryContext spi = MemoryContextSwitchTo(caller);
-		Applied    *applied = palloc0(sizeof(Applied));
+		Applied		 *applied = palloc0(sizeof(Applied));
 
 		applied->version = ta_spi_text(row, 1);
 		applied->checksum = ta_spi_text(row, 2);
@@ -785,11 +779,11 @@ applied_migrations(const Store *store)
 static void
 verify_applied(const Store *store, List *applied, List *installed)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, applied)
 	{
-		Applied    *migration = (Applied *) lfirst(lc);
+		Applied *migration = (Applied *) lfirst(lc);
 
 		migration->file = find_migration(installed, migration->version);
 		if (migration->file == NULL)
@@ -813,7 +807,7 @@ static void
 migrate_up(const Store *store, const Migration *migration)
 {
 	MigrationFrame frame;
-	Datum		values[3];
+	Datum		   values[3];
 
 	migration_frame_begin(&frame, store);
 	run_file(store, psprintf("%s.up.sql", migration->stem));
@@ -829,7 +823,7 @@ static void
 migrate_down(const Store *store, const Applied *migration)
 {
 	MigrationFrame frame;
-	Datum		values[1];
+	Datum		   values[1];
 
 	if (!migration->file->has_down)
 		ereport(ERROR,
@@ -851,7 +845,7 @@ migrate_down_to(const Store *store, List *applied, const char *target)
 {
 	for (int i = list_length(applied) - 1; i >= 0; i--)
 	{
-		Applied    *migration = (Applied *) list_nth(applied, i);
+		Applied *migration = (Applied *) list_nth(applied, i);
 
 		if (target == NULL || strcmp(migration->version, target) > 0)
 			migrate_down(store, migration);
@@ -862,13 +856,13 @@ migrate_down_to(const Store *store, List *applied, const char *target)
 static void
 migrate_up_to(const Store *store, List *applied, List *installed, const char *target)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, installed)
 	{
-		Migration  *migration = (Migration *) lfirst(lc);
-		ListCell   *done;
-		bool		is_applied = false;
+		Migration *migration = (Migration *) lfirst(lc);
+		ListCell  *done;
+		bool	   is_applied = false;
 
 		if (target != NULL && strcmp(migration->version, target) > 0)
 			break;
@@ -922,7 +916,7 @@ run_statements(const char *const *statements, int count)
 {
 	for (int i = 0; i < count; i++)
 	{
-		int			rc = SPI_execute(statements[i], false, 0);
+		int rc = SPI_execute(statements[i], false, 0);
 
 		if (rc < 0)
 			elog(ERROR, "unexpected SPI result %s from: %s",
@@ -947,13 +941,13 @@ lock_name(const char *name)
 static void
 make_schema(Store *store)
 {
-	TaFrame		frame;
+	TaFrame frame;
 
 	ta_frame_begin(&frame, InvalidOid);
 	store->nspid = get_namespace_oid(store->name, true);
 	if (OidIsValid(store->nspid))
 	{
-		Datum		values[1] = {ObjectIdGetDatum(store->nspid)};
+		Datum values[1] = {ObjectIdGetDatum(store->nspid)};
 
 		if (OidIsValid(get_relname_relid(MIGRATIONS_TABLE, store->nspid)))
 			ereport(ERROR,
@@ -999,7 +993,7 @@ PG_FUNCTION_INFO_V1(ta_store_version);
 Datum
 ta_create_store(PG_FUNCTION_ARGS)
 {
-	Store		store = {0};
+	Store		   store = {0};
 	MigrationFrame frame;
 
 	PreventCommandIfReadOnly("create_store()");
@@ -1032,7 +1026,7 @@ static bool
 has_guarded_orders(const Store *store)
 {
 	MigrationFrame frame;
-	bool		result;
+	bool		   result;
 
 	if (allow_drop || !OidIsValid(get_relname_relid("orders", store->nspid)))
 		return false;
@@ -1050,10 +1044,10 @@ has_guarded_orders(const Store *store)
 static int
 column_count(const Store *store)
 {
-	TaFrame		frame;
-	Datum		values[1] = {ObjectIdGetDatum(store->nspid)};
-	bool		isnull;
-	int			result;
+	TaFrame frame;
+	Datum	values[1] = {ObjectIdGetDatum(store->nspid)};
+	bool	isnull;
+	int		result;
 
 	ta_frame_begin(&frame, InvalidOid);
 	PushActiveSnapshot(GetLatestSnapshot());
@@ -1076,10 +1070,10 @@ column_count(const Store *store)
 Datum
 ta_upgrade_store(PG_FUNCTION_ARGS)
 {
-	Store		store;
-	List	   *installed;
-	List	   *applied;
-	char	   *target = NULL;
+	Store store;
+	List *installed;
+	List *applied;
+	char *target = NULL;
 
 	PreventCommandIfReadOnly("upgrade_store()");
 	refuse_null(fcinfo, 0, "store");
@@ -1100,7 +1094,7 @@ ta_upgrade_store(PG_FUNCTION_ARGS)
 	if (target != NULL && applied != NIL &&
 		strcmp(((Applied *) llast(applied))->version, target) > 0)
 	{
-		int			guarded_columns = has_guarded_orders(&store) ? column_count(&store) : 0;
+		int guarded_columns = has_guarded_orders(&store) ? column_count(&store) : 0;
 
 		migrate_down_to(&store, applied, target);
 		if (guarded_columns > 0 && column_count(&store) < guarded_columns)
@@ -1125,12 +1119,12 @@ ta_upgrade_store(PG_FUNCTION_ARGS)
 Datum
 ta_drop_store(PG_FUNCTION_ARGS)
 {
-	Store		store;
-	List	   *applied;
+	Store		   store;
+	List		  *applied;
 	MigrationFrame frame;
-	TaFrame		registry;
-	Datum		values[1];
-	const char *drops[2];
+	TaFrame		   registry;
+	Datum		   values[1];
+	const char	  *drops[2];
 
 	PreventCommandIfReadOnly("drop_store()");
 	refuse_null(fcinfo, 0, "store");
@@ -1166,9 +1160,9 @@ static void
 recall_store(Store *store, Datum *created_at)
 {
 	MigrationFrame frame;
-	MemoryContext caller = CurrentMemoryContext;
-	bool		isnull;
-	char	   *machine = NULL;
+	MemoryContext  caller = CurrentMemoryContext;
+	bool		   isnull;
+	char		  *machine = NULL;
 
 	migration_frame_begin(&frame, store);
 	if (OidIsValid(get_relname_relid("store_settings", store->nspid)) &&
@@ -1197,11 +1191,11 @@ recall_store(Store *store, Datum *created_at)
 Datum
 ta_adopt_store(PG_FUNCTION_ARGS)
 {
-	Store		store;
+	Store		   store;
 	MigrationFrame frame;
-	List	   *applied;
-	ListCell   *lc;
-	Datum		created_at;
+	List		  *applied;
+	ListCell	  *lc;
+	Datum		   created_at;
 
 	PreventCommandIfReadOnly("adopt_store()");
 	refuse_null(fcinfo, 0, "store");
@@ -1217,7 +1211,7 @@ ta_adopt_store(PG_FUNCTION_ARGS)
 	migration_frame_begin(&frame, &store);
 	foreach(lc, applied)
 	{
-		Applied    *migration = (Applied *) lfirst(lc);
+		Applied *migration = (Applied *) lfirst(lc);
 
 		if (is_api(migration->file))
 			run_file(&store, psprintf("%s.up.sql", migration->file->stem));
@@ -1237,15 +1231,15 @@ ta_adopt_store(PG_FUNCTION_ARGS)
 Datum
 ta_store_version(PG_FUNCTION_ARGS)
 {
-	Oid			anchor = PG_GETARG_OID(0);
-	Oid			nspid = get_rel_namespace(anchor);
-	Datum		values[1] = {ObjectIdGetDatum(anchor)};
-	TaFrame		registry;
+	Oid			   anchor = PG_GETARG_OID(0);
+	Oid			   nspid = get_rel_namespace(anchor);
+	Datum		   values[1] = {ObjectIdGetDatum(anchor)};
+	TaFrame		   registry;
 	MigrationFrame frame;
-	MemoryContext caller = CurrentMemoryContext;
-	Store		store = {0};
-	bool		is_registered;
-	char	   *version;
+	MemoryContext  caller = CurrentMemoryContext;
+	Store		   store = {0};
+	bool		   is_registered;
+	char		  *version;
 
 	if (!OidIsValid(nspid))
 		PG_RETURN_NULL();

@@ -10,4 +10,4 @@
 
 extern void ta_store_init(void);
 
-#endif							/* TECHALLY_STORE_H */
+#endif /* TECHALLY_STORE_H */

@@ -14,16 +14,16 @@
 #include "fmgr.h"
 
 /* what a trigger function asks of its trigger */
-#define TA_TRIGGER_ROW			0x01
-#define TA_TRIGGER_STATEMENT	0x02
-#define TA_TRIGGER_BEFORE		0x04
-#define TA_TRIGGER_AFTER		0x08
-#define TA_TRIGGER_INSTEAD		0x10
-#define TA_TRIGGER_INSERT		0x20
-#define TA_TRIGGER_UPDATE		0x40
-#define TA_TRIGGER_DELETE		0x80
-#define TA_TRIGGER_TRUNCATE		0x100
+#define TA_TRIGGER_ROW		 0x01
+#define TA_TRIGGER_STATEMENT 0x02
+#define TA_TRIGGER_BEFORE	 0x04
+#define TA_TRIGGER_AFTER	 0x08
+#define TA_TRIGGER_INSTEAD	 0x10
+#define TA_TRIGGER_INSERT	 0x20
+#define TA_TRIGGER_UPDATE	 0x40
+#define TA_TRIGGER_DELETE	 0x80
+#define TA_TRIGGER_TRUNCATE	 0x100
 
 extern TriggerData *ta_trigger_data(FunctionCallInfo fcinfo, const char *function_name, int flags);
 
-#endif							/* TECHALLY_TRIGGER_UTIL_H */
+#endif /* TECHALLY_TRIGGER_UTIL_H */

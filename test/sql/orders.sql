@@ -54,7 +54,8 @@ SELECT ord.transition_order(id, 'process_payment', 'card', :bob) FROM way;
 SELECT ord.transition_order(id, 'process_payment') AS again FROM way;
 SELECT ord.transition_order(id, e) FROM way, unnest(ARRAY['payment_success', 'start_fulfillment']) e;
 SELECT status, expires_at FROM ord.stock_reservations;
-SELECT ord.transition_order(id, 'dispatch') FROM way;
+SELECT ord.transition_order(id, 'dispatch', actor => :bob) FROM way;
+SELECT count(*), count(*) FILTER (WHERE actor = :bob) AS by_bob FROM ord.stock_movements WHERE movement_type = 'sale';
 SELECT ord.transition_order(id, 'deliver') FROM way;
 SELECT ord.transition_order(id, 'complete') FROM way;
 SELECT sequence, from_status, to_status, event, note, actor IS NOT NULL AS by FROM ord.order_status_history ORDER BY sequence;
@@ -227,6 +228,7 @@ SELECT r.* FROM unnest(ARRAY[
     $$'[]', now(), charges => '[{"code": "", "amount": 1}]'$$, $$'[]', now(), charges => '[{"code": "A"}]'$$,
     $$'[]', now(), charges => '{}'$$, $$'[]', now(), charges => NULL$$, $$'[{"sku": "PEN", "quantity": 1}]', NULL$$,
     $$'[{"sku": "PEN", "quantity": 1}]', 'infinity'$$,
+    $$'[{"sku": "PEN", "quantity": 1}]', now(), ''$$,
     $$'[{"sku": "PEN", "quantity": 1}]', now(), '536365'$$,
     $$'[{"sku": "PEN", "quantity": 1}]', now(), '123456789012345678901'$$]) a,
     raised('SELECT ord.import_order(''00000000-0000-4000-8000-000000000001'', ' || a || ')') r;
