@@ -4,7 +4,7 @@
 # transaction of its own; the walk is one pgbench transaction, so that the key
 # of the order is looked up once, together with the first event.  The rate is
 # that of transitions.
-case_sides='plain techally'
+case_sides='plain techally floor'
 case_unit='transitions/s'
 case_target='techally>=2'
 
