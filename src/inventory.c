@@ -1239,11 +1239,11 @@ compare_by_id(const void *id, const void *element)
 static void *
 find_by_id(const pg_uuid_t *id, const void *elements, int count, size_t size)
 {
-	void *found = bsearch(id, elements, count, size, compare_by_id);
+	const void *found = bsearch(id, elements, count, size, compare_by_id);
 
 	if (found == NULL)
 		elog(ERROR, "a row came back that was not asked for");
-	return found;
+	return unconstify(void *, found);
 }
 
 /* Frees the expired parts of the demand's rows; false if there were none. */
