@@ -83,7 +83,7 @@ $node->safe_psql(
 				UPDATE shop.orders SET status = CASE status WHEN 'pending' THEN 'processing' WHEN 'processing' THEN 'confirmed'
 						WHEN 'confirmed' THEN 'preparing' WHEN 'preparing' THEN 'shipped' WHEN 'shipped' THEN 'delivered'
 						WHEN 'delivered' THEN 'returned' ELSE status END
-				 WHERE id = any_order();
+				 WHERE id = (SELECT any_order());		-- once: of several, each client its own order would deadlock
 			WHEN 'bulk' THEN		-- the same for several of the client's own, with different effects
 				SELECT id INTO buyer FROM shop.users WHERE email = 'user' || client || '@example.org';
 				UPDATE shop.orders SET status = CASE status WHEN 'pending' THEN CASE WHEN random() < 0.5 THEN 'cancelled' ELSE 'processing' END
@@ -120,7 +120,7 @@ ok($ok, 'pgbench ran to the end');
 like($out, qr/^number of failed transactions: 0 /m, 'no transaction failed');
 is($err, '', 'no client saw an error but the expected ones');
 
-is(join("", slurp_file($node->logfile) =~ /^.*deadlock detected.*\n(?:.*\n)?/mg), "", 'no deadlock in the log');
+is(join("", slurp_file($node->logfile) =~ /^.*deadlock detected.*\n(?:.*\n){0,12}/mg), "", 'no deadlock in the log');
 is($node->safe_psql('postgres', 'SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()'), '0', 'no deadlock counted');
 is($node->safe_psql('postgres', q{SELECT rule, subject, detail FROM techally.check_store('shop')}), '', 'the store is sound');
 
