@@ -10,6 +10,7 @@
 #include "fmgr.h"
 
 #include "compat.h"
+#include "progress.h"
 #include "row_reader.h"
 #include "row_writer.h"
 #include "spi_util.h"
@@ -26,6 +27,7 @@ _PG_init(void)
 	ta_spi_init();
 	ta_row_writer_init();
 	ta_row_reader_init();
+	ta_progress_init();
 	ta_store_init();
 	ta_state_machine_init();
 
