@@ -79,6 +79,12 @@ BEGIN
        AND a.target = d.objid
        AND (d.objsubid = 0 OR d.address_names[3] = a.column_name);
 
+    DELETE FROM techally.soft_delete_tables s
+     USING pg_catalog.pg_event_trigger_dropped_objects() d
+     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+       AND s.target = d.objid
+       AND (d.objsubid = 0 OR d.address_names[3] = 'deleted_at');
+
     -- a history that nobody writes any more must not come about in silence; it
     -- may go where the machine's triggers have gone before (pg_restore --clean)
     SELECT a.* INTO attachment
