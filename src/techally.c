@@ -16,6 +16,7 @@
 #include "spi_util.h"
 #include "state_machine.h"
 #include "store.h"
+#include "trigger_util.h"
 
 PG_MODULE_MAGIC;
 
@@ -25,6 +26,7 @@ void
 _PG_init(void)
 {
 	ta_spi_init();
+	ta_trigger_util_init();
 	ta_row_writer_init();
 	ta_row_reader_init();
 	ta_progress_init();

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * trigger_util.h
- *	  The trigger protocol checks that every trigger function begins with.
+ *	  What trigger functions share: the protocol checks that each begins with,
+ *	  and which tables' rows are being moved rather than deleted.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,6 +24,12 @@
 #define TA_TRIGGER_UPDATE	 0x40
 #define TA_TRIGGER_DELETE	 0x80
 #define TA_TRIGGER_TRUNCATE	 0x100
+
+extern void ta_trigger_util_init(void);
+
+extern void ta_pass_through_begin(Oid relid);
+extern void ta_pass_through_end(void);
+extern bool ta_passes_through(Oid relid);
 
 extern TriggerData *ta_trigger_data(FunctionCallInfo fcinfo, const char *function_name, int flags);
 
