@@ -10,6 +10,7 @@
 #include "fmgr.h"
 
 #include "compat.h"
+#include "partition.h"
 #include "progress.h"
 #include "row_reader.h"
 #include "row_writer.h"
@@ -32,6 +33,7 @@ _PG_init(void)
 	ta_progress_init();
 	ta_store_init();
 	ta_state_machine_init();
+	ta_partition_init();
 
 	MarkGUCPrefixReserved("techally");
 }

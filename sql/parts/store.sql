@@ -85,6 +85,18 @@ BEGIN
        AND s.target = d.objid
        AND (d.objsubid = 0 OR d.address_names[3] = 'deleted_at');
 
+    DELETE FROM techally.managed_partitions m
+     USING pg_catalog.pg_event_trigger_dropped_objects() d
+     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+       AND d.objsubid = 0
+       AND m.parent = d.objid;
+
+    DELETE FROM techally.partition_runs p
+     USING pg_catalog.pg_event_trigger_dropped_objects() d
+     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+       AND d.objsubid = 0
+       AND p.parent = d.objid;
+
     -- a history that nobody writes any more must not come about in silence; it
     -- may go where the machine's triggers have gone before (pg_restore --clean)
     SELECT a.* INTO attachment
