@@ -114,6 +114,19 @@ static const TaStatement delete_managed = {
 	1,
 	{OIDOID}};
 
+static const TaStatement select_rate = {
+	"SELECT p.rate FROM techally.partition_runs p"
+	" WHERE p.parent = $1::pg_catalog.regclass AND p.task = 'drain'",
+	1,
+	{OIDOID}};
+static const TaStatement upsert_rate = {
+	"INSERT INTO techally.partition_runs AS p (parent, task, last_run, rate)"
+	" VALUES ($1::pg_catalog.regclass, 'drain', pg_catalog.clock_timestamp(), $2)"
+	" ON CONFLICT (parent, task) DO UPDATE SET last_run = excluded.last_run, rate = excluded.rate,"
+	" last_error = NULL, failures = 0, retry_at = NULL",
+	2,
+	{OIDOID, FLOAT8OID}};
+
 /*
  * ta_partition_init
  *		Defines the settings of maintenance.  Called once, by _PG_init.
@@ -148,16 +161,17 @@ ta_partition_init(void)
  * Partitioned tables, as the catalogs have them
  */
 
-static Timestamp
-bound_of(Oid key_type, Datum datum, PartitionRangeDatumKind kind)
+/*
+ * ta_key_value
+ *		A key's value as a moment; a date that no timestamp can be is one of the
+ *		ends of time.
+ */
+Timestamp
+ta_key_value(Oid key_type, Datum value)
 {
-	if (kind == PARTITION_RANGE_DATUM_MINVALUE)
-		return DT_NOBEGIN;
-	if (kind == PARTITION_RANGE_DATUM_MAXVALUE)
-		return DT_NOEND;
 	if (key_type == DATEOID)
 	{
-		DateADT date = DatumGetDateADT(datum);
+		DateADT date = DatumGetDateADT(value);
 
 		if (DATE_IS_NOBEGIN(date))
 			return DT_NOBEGIN;
@@ -165,7 +179,17 @@ bound_of(Oid key_type, Datum datum, PartitionRangeDatumKind kind)
 			return DT_NOEND;
 		return date * USECS_PER_DAY;
 	}
-	return DatumGetTimestamp(datum);
+	return DatumGetTimestamp(value);
+}
+
+static Timestamp
+bound_of(Oid key_type, Datum datum, PartitionRangeDatumKind kind)
+{
+	if (kind == PARTITION_RANGE_DATUM_MINVALUE)
+		return DT_NOBEGIN;
+	if (kind == PARTITION_RANGE_DATUM_MAXVALUE)
+		return DT_NOEND;
+	return ta_key_value(key_type, datum);
 }
 
 static Oid
@@ -174,8 +198,9 @@ engine_namespace(void)
 	return get_namespace_oid("techally", false);
 }
 
-static char *
-qualified_name(Oid relid)
+/* A table's name, quoted, with its schema. */
+char *
+ta_qualified_name(Oid relid)
 {
 	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
 									  get_rel_name(relid));
@@ -259,7 +284,7 @@ ta_describe_parent(Oid relid, LOCKMODE lockmode)
 	parent->nspid = RelationGetNamespace(rel);
 	parent->owner = rel->rd_rel->relowner;
 	parent->name = pstrdup(RelationGetRelationName(rel));
-	parent->qualified = qualified_name(relid);
+	parent->qualified = ta_qualified_name(relid);
 	parent->key_type = key->parttypid[0];
 	parent->key = key_text(rel, key);
 
@@ -287,6 +312,36 @@ ta_describe_parent(Oid relid, LOCKMODE lockmode)
 	}
 	table_close(rel, NoLock);
 	return parent;
+}
+
+/*
+ * ta_free_range
+ *		The part of a moment's cell that is free around it; false where there is
+ *		none.
+ */
+bool
+ta_free_range(const TaParent *parent, const TaStep *step, Timestamp at, TaRange *range)
+{
+	Timestamp from;
+	Timestamp to;
+	TaRange	 *pieces;
+	int		  n;
+	bool	  found = false;
+
+	if (!ta_step_floor(step, at, &from) || !ta_step_next(step, from, &to))
+		return false;
+	pieces = palloc(sizeof(TaRange) * (parent->nranges + 1));
+	n = ta_missing_ranges(parent->ranges, parent->nranges, step, from, to, parent->nranges + 1, pieces);
+	for (int i = 0; i < n && !found; i++)
+	{
+		if (pieces[i].from <= at && at < pieces[i].to)
+		{
+			*range = pieces[i];
+			found = true;
+		}
+	}
+	pfree(pieces);
+	return found;
 }
 
 /*
@@ -456,27 +511,26 @@ ta_try(void (*attempt)(void *arg), void *arg)
 }
 
 /*
- * ta_with_retries
+ * ta_retry
  *		Does something that may meet a lock, each time in a subtransaction: a
  *		lock timeout or a deadlock rolls it back, and with it every lock that
  *		others would queue behind, before it is tried again after a pause.
  *
- * Raises the last error after techally.maintenance_retries more attempts, any
- * other error at once.
+ * Returns the last error after techally.maintenance_retries more attempts, any
+ * other error at once, and NULL where there was none.
  */
-void
-ta_with_retries(void (*attempt)(void *arg), void *arg)
+ErrorData *
+ta_retry(void (*attempt)(void *arg), void *arg)
 {
 	for (int n = 0;; n++)
 	{
 		ErrorData *error = ta_try(attempt, arg);
 
-		if (error == NULL)
-			return;
-		if ((error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE &&
+		if (error == NULL ||
+			(error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE &&
 			 error->sqlerrcode != ERRCODE_T_R_DEADLOCK_DETECTED) ||
 			n >= ta_maintenance_retries)
-			ReThrowError(error);
+			return error;
 		FreeErrorData(error);
 		pause_before_retry(n);
 	}
@@ -597,7 +651,7 @@ copy_children(Oid sibling, Oid partition)
 		created = free_name(nspid, new_name, label);
 		ta_run("CREATE TABLE %s PARTITION OF %s %s%s%s",
 			   quote_qualified_identifier(get_namespace_name(nspid), created),
-			   qualified_name(partition), bound,
+			   ta_qualified_name(partition), bound,
 			   key != NULL ? " PARTITION BY " : "", key != NULL ? key : "");
 		if (key != NULL)
 			copy_children(child, get_relname_relid(created, nspid));
@@ -659,6 +713,7 @@ create_table_like(const TaParent *parent, const char *name, Oid sibling)
 	if (OidIsValid(tablespace))
 		appendStringInfo(&sql, " TABLESPACE %s", quote_identifier(get_tablespace_name(tablespace)));
 	ta_run("%s", sql.data);
+	CommandCounterIncrement();
 
 	partition = get_relname_relid(name, parent->nspid);
 	if (!OidIsValid(partition))
@@ -669,8 +724,8 @@ create_table_like(const TaParent *parent, const char *name, Oid sibling)
 }
 
 /* Where rows of the range are, in SQL. */
-static char *
-range_condition(const TaParent *parent, const TaRange *range)
+char *
+ta_range_condition(const TaParent *parent, const TaRange *range)
 {
 	return psprintf("%s >= %s AND %s < %s",
 					parent->key, ta_bound_literal(parent->key_type, range->from),
@@ -687,7 +742,7 @@ static void
 add_proof(const TaParent *parent, const TaRange *range)
 {
 	Relation	rel = table_open(parent->default_oid, NoLock);
-	char	   *expression = psprintf("NOT (%s IS NOT NULL AND %s)", parent->key, range_condition(parent, range));
+	char	   *expression = psprintf("NOT (%s IS NOT NULL AND %s)", parent->key, ta_range_condition(parent, range));
 	RawStmt	   *raw = linitial_node(RawStmt, raw_parser(psprintf("SELECT %s", expression), RAW_PARSE_DEFAULT));
 	SelectStmt *select = castNode(SelectStmt, raw->stmt);
 	Constraint *check = makeNode(Constraint);
@@ -705,12 +760,12 @@ add_proof(const TaParent *parent, const TaRange *range)
 static void
 drop_proof(const TaParent *parent)
 {
-	ta_run("ALTER TABLE %s DROP CONSTRAINT %s", qualified_name(parent->default_oid), PROOF_CONSTRAINT);
+	ta_run("ALTER TABLE %s DROP CONSTRAINT %s", ta_qualified_name(parent->default_oid), PROOF_CONSTRAINT);
 }
 
 /* Lets other rooms see to a new partition: statement triggers are not cloned. */
-static void
-announce_partition(Oid parent, Oid partition)
+void
+ta_announce_partition(Oid parent, Oid partition)
 {
 	Oid types[2] = {REGCLASSOID, REGCLASSOID};
 	Oid hook = LookupFuncName(list_make2(makeString("techally"), makeString("audit_partition_created")),
@@ -742,8 +797,8 @@ ta_create_partition(const TaParent *parent, const TaStep *step, const TaRange *r
 
 	if (range != NULL && OidIsValid(parent->default_oid) && fill == NULL)
 	{
-		if (ta_run("SELECT FROM ONLY %s WHERE %s LIMIT 1", qualified_name(parent->default_oid),
-				   range_condition(parent, range)) > 0)
+		if (ta_run("SELECT FROM ONLY %s WHERE %s LIMIT 1", ta_qualified_name(parent->default_oid),
+				   ta_range_condition(parent, range)) > 0)
 			return false;
 
 		/* an older snapshot may not have seen them all: let the server look */
@@ -764,20 +819,20 @@ ta_create_partition(const TaParent *parent, const TaStep *step, const TaRange *r
 	if (fill != NULL)
 	{
 		ta_run("ALTER TABLE %s ADD CONSTRAINT %s CHECK (%s IS NOT NULL AND %s)",
-			   qualified_name(*created), PROOF_CONSTRAINT, parent->key, range_condition(parent, range));
+			   ta_qualified_name(*created), PROOF_CONSTRAINT, parent->key, ta_range_condition(parent, range));
 		fill(*created, arg);
 	}
 	if (proof)
 		add_proof(parent, range);
 	if (range == NULL)
-		ta_run("ALTER TABLE %s ATTACH PARTITION %s DEFAULT", parent->qualified, qualified_name(*created));
+		ta_run("ALTER TABLE %s ATTACH PARTITION %s DEFAULT", parent->qualified, ta_qualified_name(*created));
 	else
 		ta_run("ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%s) TO (%s)",
-			   parent->qualified, qualified_name(*created),
+			   parent->qualified, ta_qualified_name(*created),
 			   ta_bound_literal(parent->key_type, range->from),
 			   ta_bound_literal(parent->key_type, range->to));
 	if (fill != NULL)
-		ta_run("ALTER TABLE %s DROP CONSTRAINT %s", qualified_name(*created), PROOF_CONSTRAINT);
+		ta_run("ALTER TABLE %s DROP CONSTRAINT %s", ta_qualified_name(*created), PROOF_CONSTRAINT);
 	if (proof)
 		drop_proof(parent);
 
@@ -828,6 +883,43 @@ find_managed(Oid relid)
 	PopActiveSnapshot();
 	ta_frame_end(&frame);
 	return managed;
+}
+
+/*
+ * What maintenance last did
+ */
+
+/* ta_drain_rate: rows a second that the table's last drain moved; 0: none yet. */
+double
+ta_drain_rate(Oid relid)
+{
+	TaFrame frame;
+	Datum	values[1] = {ObjectIdGetDatum(relid)};
+	double	rate = 0;
+
+	ta_frame_begin(&frame, registry_owner());
+	if (ta_execute(engine_namespace(), &select_rate, SPI_OK_SELECT, values, NULL) > 0)
+	{
+		bool  isnull;
+		Datum value = ta_spi_value(0, 1, &isnull);
+
+		if (!isnull)
+			rate = DatumGetFloat8(value);
+	}
+	ta_frame_end(&frame);
+	return rate;
+}
+
+/* ta_record_drain: remembers how fast it went. */
+void
+ta_record_drain(Oid relid, double rate)
+{
+	TaFrame frame;
+	Datum	values[2] = {ObjectIdGetDatum(relid), Float8GetDatum(rate)};
+
+	ta_frame_begin(&frame, registry_owner());
+	ta_execute(engine_namespace(), &upsert_rate, SPI_OK_INSERT, values, NULL);
+	ta_frame_end(&frame);
 }
 
 static Managed *
@@ -926,9 +1018,12 @@ attempt_to_make(void *arg)
 static int
 make_missing(MakeRequest *request)
 {
-	ta_with_retries(attempt_to_make, request);
+	ErrorData *error = ta_retry(attempt_to_make, request);
+
+	if (error != NULL)
+		ReThrowError(error);
 	for (int i = 0; i < request->made; i++)
-		announce_partition(request->relid, request->partitions[i]);
+		ta_announce_partition(request->relid, request->partitions[i]);
 	return request->made;
 }
 
@@ -997,6 +1092,7 @@ PG_FUNCTION_INFO_V1(ta_manage_partitions);
 PG_FUNCTION_INFO_V1(ta_unmanage_partitions);
 PG_FUNCTION_INFO_V1(ta_create_partitions);
 PG_FUNCTION_INFO_V1(ta_premake_partitions);
+PG_FUNCTION_INFO_V1(ta_drain_default);
 PG_FUNCTION_INFO_V1(ta_partition_facts);
 
 /*
@@ -1173,6 +1269,23 @@ ta_premake_partitions(PG_FUNCTION_ARGS)
 }
 
 /*
+ * ta_drain_default
+ *		drain_default(parent regclass) → bigint
+ *
+ * Moves one missing range out of DEFAULT; see ta_drain_one_range.
+ */
+Datum
+ta_drain_default(PG_FUNCTION_ARGS)
+{
+	Oid relid;
+
+	ta_require_argument(fcinfo, 0, "parent");
+	relid = PG_GETARG_OID(0);
+	require_owner(relid);
+	PG_RETURN_INT64((int64) ta_drain_one_range(relid, &require_managed(relid)->step));
+}
+
+/*
  * ta_partition_facts
  *		partition_facts(parent regclass, at timestamptz) → record of
  *		(partitions integer, newest_bound timestamptz, rows_in_default bigint,
@@ -1214,7 +1327,7 @@ ta_partition_facts(PG_FUNCTION_ARGS)
 
 		ta_maintenance_begin(&frame, parent->owner);
 		if (SPI_execute(psprintf("SELECT pg_catalog.count(*) FROM (SELECT FROM %s LIMIT 1000000) d",
-								 qualified_name(parent->default_oid)),
+								 ta_qualified_name(parent->default_oid)),
 						true, 0) != SPI_OK_SELECT)
 			elog(ERROR, "SPI_execute failed");
 		values[2] = ta_spi_value(0, 1, &isnull);

@@ -72,9 +72,16 @@ extern char *ta_range_label(const TaStep *step, Timestamp from);
 extern char *ta_bound_literal(Oid key_type, Timestamp bound);
 
 extern TaParent *ta_describe_parent(Oid relid, LOCKMODE lockmode);
-
-extern bool ta_create_partition(const TaParent *parent, const TaStep *step, const TaRange *range,
-								void (*fill)(Oid partition, void *arg), void *arg, Oid *created);
+extern bool		 ta_free_range(const TaParent *parent, const TaStep *step, Timestamp at, TaRange *range);
+extern Timestamp ta_key_value(Oid key_type, Datum value);
+extern char		*ta_range_condition(const TaParent *parent, const TaRange *range);
+extern char		*ta_qualified_name(Oid relid);
+extern bool		 ta_create_partition(const TaParent *parent, const TaStep *step, const TaRange *range,
+									 void (*fill)(Oid partition, void *arg), void *arg, Oid *created);
+extern void		 ta_announce_partition(Oid parent, Oid partition);
+extern uint64	 ta_drain_one_range(Oid relid, const TaStep *table_step);
+extern double	 ta_drain_rate(Oid relid);
+extern void		 ta_record_drain(Oid relid, double rate);
 
 extern void		   ta_maintenance_begin(TaMaintenance *frame, Oid owner);
 extern void		   ta_maintenance_end(TaMaintenance *frame);
@@ -84,7 +91,7 @@ extern TimestampTz ta_lock_deadline(void);
 extern void		   ta_lock_table(Oid relid, LOCKMODE mode, TimestampTz deadline);
 extern bool		   ta_lock_parent(Oid relid, bool wait);
 extern ErrorData  *ta_try(void (*attempt)(void *arg), void *arg);
-extern void		   ta_with_retries(void (*attempt)(void *arg), void *arg);
+extern ErrorData  *ta_retry(void (*attempt)(void *arg), void *arg);
 
 extern void ta_partition_init(void);
 

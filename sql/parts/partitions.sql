@@ -72,6 +72,14 @@ REVOKE ALL ON FUNCTION techally.premake_partitions(regclass, timestamptz) FROM P
 COMMENT ON FUNCTION techally.premake_partitions(regclass, timestamptz) IS
 'Makes the partitions that a managed table should have ahead of a moment; returns how many';
 
+CREATE FUNCTION techally.drain_default(parent regclass)
+RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ta_drain_default';
+REVOKE ALL ON FUNCTION techally.drain_default(regclass) FROM PUBLIC;
+COMMENT ON FUNCTION techally.drain_default(regclass) IS
+'Moves the rows of one missing range out of a managed table''s DEFAULT partition into their own; returns how many, call until 0';
+
 -- For the view only, which must be able to call it as whoever reads it.
 CREATE FUNCTION techally.partition_facts(parent regclass, at timestamptz,
                                          OUT partitions integer, OUT newest_bound timestamptz,
