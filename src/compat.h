@@ -74,6 +74,40 @@ ta_eval_plan_qual_init(EPQState *epq, EState *estate)
 #endif
 }
 
+#include "catalog/pg_constraint.h"
+
+/* the columns of a foreign key, and the operators that compare them */
+static inline void
+ta_deconstruct_foreign_key(HeapTuple tuple, int *nkeys, AttrNumber *child_columns,
+						   AttrNumber *parent_columns, Oid *operators)
+{
+	Oid parent_operators[INDEX_MAX_KEYS];
+	Oid child_operators[INDEX_MAX_KEYS];
+#if PG_VERSION_NUM >= 150000
+	int		   nset;
+	AttrNumber set[INDEX_MAX_KEYS];
+
+	DeconstructFkConstraintRow(tuple, nkeys, child_columns, parent_columns, operators,
+							   parent_operators, child_operators, &nset, set);
+#else
+	DeconstructFkConstraintRow(tuple, nkeys, child_columns, parent_columns, operators,
+							   parent_operators, child_operators);
+#endif
+}
+
+#include "utils/rel.h"
+
+/* 15 knows unique indexes for which NULLs are equal */
+static inline bool
+ta_index_nulls_equal(Relation index)
+{
+#if PG_VERSION_NUM >= 150000
+	return index->rd_index->indnullsnotdistinct;
+#else
+	return false;
+#endif
+}
+
 /* an index scan of this many keys */
 static inline IndexScanDesc
 ta_index_beginscan(Relation rel, Relation index, Snapshot snapshot, int nkeys)

@@ -14,6 +14,7 @@
 #include "progress.h"
 #include "row_reader.h"
 #include "row_writer.h"
+#include "soft_delete.h"
 #include "spi_util.h"
 #include "state_machine.h"
 #include "store.h"
@@ -34,6 +35,7 @@ _PG_init(void)
 	ta_store_init();
 	ta_state_machine_init();
 	ta_partition_init();
+	ta_soft_delete_init();
 
 	MarkGUCPrefixReserved("techally");
 }

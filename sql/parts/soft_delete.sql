@@ -10,3 +10,154 @@ COMMENT ON COLUMN techally.soft_delete_tables.target IS 'The table; a partitione
 COMMENT ON COLUMN techally.soft_delete_tables.enabled_at IS 'When it became one';
 
 SELECT pg_catalog.pg_extension_config_dump('techally.soft_delete_tables', '');
+
+-- Trigger functions act on the rows that fire them, so EXECUTE may stay with
+-- PUBLIC: whoever owns a table must be able to restore its triggers.
+
+CREATE FUNCTION techally.soft_delete_row()
+RETURNS trigger
+LANGUAGE C
+AS 'MODULE_PATHNAME', 'ta_soft_delete_row';
+COMMENT ON FUNCTION techally.soft_delete_row() IS
+'Trigger, BEFORE DELETE of a row: has the end of the statement set deleted_at instead';
+
+CREATE FUNCTION techally.deleted_at_changed()
+RETURNS trigger
+LANGUAGE C
+AS 'MODULE_PATHNAME', 'ta_deleted_at_changed';
+COMMENT ON FUNCTION techally.deleted_at_changed() IS
+'Trigger, AFTER UPDATE OF deleted_at of a row: dependents follow one that was deleted or restored by hand';
+
+CREATE FUNCTION techally.note_row_move()
+RETURNS trigger
+LANGUAGE C
+AS 'MODULE_PATHNAME', 'ta_note_row_move';
+COMMENT ON FUNCTION techally.note_row_move() IS
+'Trigger, BEFORE UPDATE of a row of a partition: lets it move to another';
+
+CREATE FUNCTION techally.refuse_deleted_parent()
+RETURNS trigger
+LANGUAGE C
+AS 'MODULE_PATHNAME', 'ta_refuse_deleted_parent';
+COMMENT ON FUNCTION techally.refuse_deleted_parent() IS
+'Constraint trigger FROM a soft-delete table, AFTER INSERT or UPDATE of a row that refers to it: refuses one that refers to a deleted row';
+
+CREATE FUNCTION techally.enable_soft_delete(target regclass)
+RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ta_enable_soft_delete';
+REVOKE ALL ON FUNCTION techally.enable_soft_delete(regclass) FROM PUBLIC;
+COMMENT ON FUNCTION techally.enable_soft_delete(regclass) IS
+'Makes a table a soft-delete table: DELETE sets deleted_at; puts back what is missing where it is one';
+
+CREATE FUNCTION techally.enable_soft_delete_together(targets regclass[])
+RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ta_enable_soft_delete_together';
+REVOKE ALL ON FUNCTION techally.enable_soft_delete_together(regclass[]) FROM PUBLIC;
+COMMENT ON FUNCTION techally.enable_soft_delete_together(regclass[]) IS
+'The same for several tables at once, whose foreign keys may form a circle';
+
+CREATE FUNCTION techally.disable_soft_delete(target regclass)
+RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ta_disable_soft_delete';
+REVOKE ALL ON FUNCTION techally.disable_soft_delete(regclass) FROM PUBLIC;
+COMMENT ON FUNCTION techally.disable_soft_delete(regclass) IS
+'Makes a soft-delete table an ordinary one again; its columns and deleted rows stay';
+
+CREATE FUNCTION techally.live_unique(target regclass, columns name[])
+RETURNS void
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ta_live_unique';
+REVOKE ALL ON FUNCTION techally.live_unique(regclass, name[]) FROM PUBLIC;
+COMMENT ON FUNCTION techally.live_unique(regclass, name[]) IS
+'Makes columns of a soft-delete table unique among its living rows; replaces a unique key over the same columns';
+
+-- These four act with the rights of the caller, so PUBLIC may call them.
+
+CREATE FUNCTION techally.soft_delete(table_name text, record_id uuid)
+RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ta_soft_delete_by_name';
+COMMENT ON FUNCTION techally.soft_delete(text, uuid) IS
+'Deletes a row softly, and what goes with it; true: deleted now, false: it was already';
+
+CREATE FUNCTION techally.soft_delete(target regclass, record_id uuid)
+RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ta_soft_delete';
+COMMENT ON FUNCTION techally.soft_delete(regclass, uuid) IS
+'Deletes a row softly, and what goes with it; true: deleted now, false: it was already';
+
+CREATE FUNCTION techally.restore_deleted(table_name text, record_id uuid)
+RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ta_restore_deleted_by_name';
+COMMENT ON FUNCTION techally.restore_deleted(text, uuid) IS
+'Brings a deleted row back, and what went with it; true: restored now, false: it was not deleted';
+
+CREATE FUNCTION techally.restore_deleted(target regclass, record_id uuid)
+RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ta_restore_deleted';
+COMMENT ON FUNCTION techally.restore_deleted(regclass, uuid) IS
+'Brings a deleted row back, and what went with it; true: restored now, false: it was not deleted';
+
+CREATE FUNCTION techally.purge_deleted(target regclass, older_than interval, max_rows integer DEFAULT 10000)
+RETURNS bigint
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ta_purge_deleted';
+REVOKE ALL ON FUNCTION techally.purge_deleted(regclass, interval, integer) FROM PUBLIC;
+COMMENT ON FUNCTION techally.purge_deleted(regclass, interval, integer) IS
+'Really removes rows that were deleted so long ago, at most so many; returns how many went, call it until 0';
+
+-- What enable_soft_delete would put right.
+CREATE FUNCTION techally.soft_delete_health()
+RETURNS TABLE (check_name text, status text, message text)
+LANGUAGE sql STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+    WITH ours AS (
+        SELECT p.oid, p.proname
+          FROM pg_catalog.pg_proc p
+         WHERE p.pronamespace = (SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname = 'techally')
+    ), problems AS (
+        SELECT 'CRITICAL' AS status,
+               format('soft-delete table %s: trigger %s is %s, so that %s', s.target, e.name,
+                      CASE WHEN t.oid IS NULL THEN 'missing' ELSE 'disabled' END, e.consequence) AS message
+          FROM techally.soft_delete_tables s
+          JOIN pg_catalog.pg_class c ON c.oid = s.target
+          CROSS JOIN (VALUES ('techally_soft_delete', 'soft_delete_row', 'DELETE really deletes', false),
+                             ('techally_deleted_at', 'deleted_at_changed', 'dependents do not follow a row that is deleted by hand', false),
+                             ('techally_row_move', 'note_row_move', 'rows do not move between partitions', true)) e (name, function, consequence, for_partitioned)
+          LEFT JOIN pg_catalog.pg_trigger t ON t.tgrelid = s.target AND t.tgfoid = (SELECT o.oid FROM ours o WHERE o.proname = e.function)
+         WHERE (c.relkind = 'p' OR NOT e.for_partitioned) AND (t.oid IS NULL OR t.tgenabled = 'D')
+        UNION ALL
+        SELECT 'WARNING',
+               format('table %s: foreign key "%s" refers to soft-delete table %s unguarded: its rows can come to refer to deleted ones',
+                      f.conrelid::regclass, f.conname, f.confrelid::regclass)
+          FROM pg_catalog.pg_constraint f
+          JOIN techally.soft_delete_tables s ON s.target = f.confrelid
+         WHERE f.contype = 'f' AND f.conparentid = 0
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t
+                            WHERE t.tgrelid = f.conrelid AND t.tgconstrrelid = f.confrelid AND t.tgenabled <> 'D'
+                              AND t.tgfoid = (SELECT o.oid FROM ours o WHERE o.proname = 'refuse_deleted_parent')
+                              AND f.conkey <@ t.tgattr::smallint[])
+        UNION ALL
+        SELECT 'WARNING',
+               format('table %s: foreign key "%s" to soft-delete table %s is ON DELETE CASCADE, and the table is none itself: rows that it refers to cannot be deleted',
+                      f.conrelid::regclass, f.conname, f.confrelid::regclass)
+          FROM pg_catalog.pg_constraint f
+          JOIN techally.soft_delete_tables s ON s.target = f.confrelid
+         WHERE f.contype = 'f' AND f.conparentid = 0 AND f.confdeltype = 'c'
+           AND NOT EXISTS (SELECT FROM techally.soft_delete_tables o WHERE o.target = f.conrelid)
+    )
+    SELECT 'soft delete', p.status, p.message || '; run techally.enable_soft_delete' FROM problems p
+    UNION ALL
+    SELECT 'soft delete', 'OK', format('%s soft-delete tables', (SELECT count(*) FROM techally.soft_delete_tables))
+     WHERE NOT EXISTS (SELECT FROM problems)
+$function$;
+REVOKE ALL ON FUNCTION techally.soft_delete_health() FROM PUBLIC;
+COMMENT ON FUNCTION techally.soft_delete_health() IS
+'Whether the triggers of all soft-delete tables, and of those that refer to them, are in place';

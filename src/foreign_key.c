@@ -1,0 +1,167 @@
+/*-------------------------------------------------------------------------
+ *
+ * foreign_key.c
+ *	  What the catalog says of a table's foreign keys, in both directions.
+ *
+ * Those that refer to a table are found by the triggers that they have put on
+ * it, so that nobody scans pg_constraint.  A foreign key of, or to, a
+ * partitioned table has entries for the partitions, too; what is returned
+ * describes the one that was declared, but for the columns of a partition that
+ * refers.
+ *
+ * Nothing is locked here.  The caller holds a lock on the table that he asks
+ * about, which keeps its foreign keys as they are.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_constraint.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/relcache.h"
+#include "utils/reltrigger.h"
+#include "utils/syscache.h"
+
+#include "compat.h"
+#include "foreign_key.h"
+
+static TaForeignKey *
+describe(HeapTuple tuple)
+{
+	Form_pg_constraint form = (Form_pg_constraint) GETSTRUCT(tuple);
+	TaForeignKey	  *key = palloc0(sizeof(TaForeignKey));
+
+	key->constraint = form->oid;
+	key->on_delete = form->confdeltype;
+	key->deferrable = form->condeferrable;
+	key->deferred = form->condeferred;
+	key->child = form->conrelid;
+	key->parent = form->confrelid;
+	key->index = form->conindid;
+	ta_deconstruct_foreign_key(tuple, &key->nkeys, key->child_columns, key->parent_columns,
+							   key->operators);
+	return key;
+}
+
+static HeapTuple
+constraint_tuple(Oid constraint)
+{
+	HeapTuple tuple = SearchSysCache1(CONSTROID, ObjectIdGetDatum(constraint));
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for constraint %u", constraint);
+	return tuple;
+}
+
+/* The foreign key that was declared, where this is its entry for a partition. */
+static TaForeignKey *
+declared(Oid constraint)
+{
+	TaForeignKey *key = NULL;
+
+	while (key == NULL)
+	{
+		HeapTuple tuple = constraint_tuple(constraint);
+		Oid		  above = ((Form_pg_constraint) GETSTRUCT(tuple))->conparentid;
+
+		if (OidIsValid(above))
+			constraint = above;
+		else
+			key = describe(tuple);
+		ReleaseSysCache(tuple);
+	}
+	return key;
+}
+
+static bool
+is_delete_action(Oid function)
+{
+	return function == F_RI_FKEY_CASCADE_DEL || function == F_RI_FKEY_RESTRICT_DEL ||
+		   function == F_RI_FKEY_SETNULL_DEL || function == F_RI_FKEY_SETDEFAULT_DEL ||
+		   function == F_RI_FKEY_NOACTION_DEL;
+}
+
+/*
+ * ta_foreign_keys_to
+ *		The foreign keys that refer to rows of a table, a list of TaForeignKey.
+ *
+ * For a partition those that refer to what it is a partition of are among them.
+ * Allocated in the current memory context.
+ */
+List *
+ta_foreign_keys_to(Relation parent)
+{
+	TriggerDesc *triggers = parent->trigdesc;
+	List		*keys = NIL;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		Trigger		 *trigger = &triggers->triggers[i];
+		TaForeignKey *key;
+		ListCell	 *cell;
+
+		if (!is_delete_action(trigger->tgfoid) || !OidIsValid(trigger->tgconstraint))
+			continue;
+		key = declared(trigger->tgconstraint);
+		foreach(cell, keys)
+		{
+			if (((TaForeignKey *) lfirst(cell))->constraint == key->constraint)
+				break;
+		}
+		if (cell == NULL)
+			keys = lappend(keys, key);
+		else
+			pfree(key);
+	}
+	return keys;
+}
+
+/*
+ * ta_foreign_keys_of
+ *		The foreign keys by which rows of a table refer to others, a list of
+ *		TaForeignKey.  A partition's columns are its own.
+ *
+ * Allocated in the current memory context.
+ */
+List *
+ta_foreign_keys_of(Relation child)
+{
+	List	 *keys = NIL;
+	ListCell *cell;
+
+	foreach(cell, RelationGetFKeyList(child))
+	{
+		ForeignKeyCacheInfo *info = lfirst(cell);
+		HeapTuple			 tuple = constraint_tuple(info->conoid);
+		Oid					 above = ((Form_pg_constraint) GETSTRUCT(tuple))->conparentid;
+		TaForeignKey		*key = describe(tuple);
+
+		ReleaseSysCache(tuple);
+		/* an entry that stands for one partition of what is referred to */
+		if (OidIsValid(above))
+		{
+			tuple = constraint_tuple(above);
+			if (((Form_pg_constraint) GETSTRUCT(tuple))->conrelid == key->child)
+			{
+				pfree(key);
+				key = NULL;
+			}
+			ReleaseSysCache(tuple);
+		}
+		if (key != NULL)
+			keys = lappend(keys, key);
+	}
+	return keys;
+}
+
+/*
+ * ta_foreign_key_name
+ *		Its name, for messages.
+ */
+char *
+ta_foreign_key_name(const TaForeignKey *key)
+{
+	return get_constraint_name(key->constraint);
+}
