@@ -84,3 +84,22 @@ ta_datum_array(Datum *values, int count, Oid type)
 {
 	return make_array(values, NULL, count, type);
 }
+
+static int
+compare_by_id(const void *id, const void *element)
+{
+	return ta_compare_uuids(id, element);
+}
+
+/*
+ * ta_find_by_id
+ *		The element of an ascending array that begins with this key; NULL where
+ *		there is none.
+ */
+void *
+ta_find_by_id(const pg_uuid_t *id, const void *elements, int count, size_t size)
+{
+	const void *found = bsearch(id, elements, count, size, compare_by_id);
+
+	return unconstify(void *, found);
+}

@@ -8,6 +8,10 @@
 #include "postgres.h"
 
 #include "catalog/pg_namespace.h"
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/lwlock.h"
+#include "storage/shmem.h"
 #include "utils/acl.h"
 
 #include "compat.h"
@@ -28,3 +32,74 @@ ta_object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 }
 
 #endif
+
+/*
+ * What the rooms want of shared memory.  From 15 on it may be asked for only in
+ * a hook of its own.
+ */
+#define MAX_SHARED_PARTS 8
+
+static struct
+{
+	Size size;
+	void (*startup)(void);
+} shared_parts[MAX_SHARED_PARTS];
+
+static int					   nshared_parts = 0;
+static shmem_startup_hook_type previous_startup = NULL;
+
+static void
+start_shared_parts(void)
+{
+	if (previous_startup)
+		previous_startup();
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	for (int i = 0; i < nshared_parts; i++)
+		shared_parts[i].startup();
+	LWLockRelease(AddinShmemInitLock);
+}
+
+#if PG_VERSION_NUM >= 150000
+static shmem_request_hook_type previous_request = NULL;
+
+static void
+request_shared_parts(void)
+{
+	if (previous_request)
+		previous_request();
+	for (int i = 0; i < nshared_parts; i++)
+		RequestAddinShmemSpace(shared_parts[i].size);
+}
+#endif
+
+/*
+ * ta_request_shared_memory
+ *		Asks for shared memory where the library is being preloaded; else does
+ *		nothing, and startup is not called.
+ *
+ * startup calls ShmemInitStruct; it runs under AddinShmemInitLock, in the
+ * postmaster and, where the server forks no copies of itself, in each backend.
+ */
+void
+ta_request_shared_memory(Size size, void (*startup)(void))
+{
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+	if (nshared_parts == MAX_SHARED_PARTS)
+		elog(ERROR, "too many parts of shared memory");
+	if (nshared_parts == 0)
+	{
+		previous_startup = shmem_startup_hook;
+		shmem_startup_hook = start_shared_parts;
+#if PG_VERSION_NUM >= 150000
+		previous_request = shmem_request_hook;
+		shmem_request_hook = request_shared_parts;
+#endif
+	}
+	shared_parts[nshared_parts].size = size;
+	shared_parts[nshared_parts].startup = startup;
+	nshared_parts++;
+#if PG_VERSION_NUM < 150000
+	RequestAddinShmemSpace(size);
+#endif
+}

@@ -119,6 +119,17 @@ ta_index_beginscan(Relation rel, Relation index, Snapshot snapshot, int nkeys)
 #endif
 }
 
+/* a small number that no other backend has at the same time */
+#if PG_VERSION_NUM >= 170000
+#include "storage/proc.h"
+#define TA_BACKEND_NUMBER MyProcNumber
+#else
+#include "storage/backendid.h"
+#define TA_BACKEND_NUMBER MyBackendId
+#endif
+
+extern void ta_request_shared_memory(Size size, void (*startup)(void));
+
 /* gave way in 18 to a keyword that stands in front */
 #if PG_VERSION_NUM >= 180000
 #define pg_attribute_noreturn() __attribute__((noreturn))

@@ -49,57 +49,25 @@
 #include "utils/uuid.h"
 
 #include "compat.h"
+#include "demand.h"
 #include "errors.h"
 #include "inventory.h"
 #include "request_util.h"
 #include "row_reader.h"
 #include "row_writer.h"
 #include "spi_util.h"
+#include "stock_writer.h"
+#include "stripes.h"
 
 /* of order_items.name, in characters */
 #define MAX_NAME_LENGTH 255
 
-/* Lines that share a group are served from the same stock rows. */
-typedef struct DemandGroup
+/* A part of a reservation that is made. */
+typedef struct NewPart
 {
-	pg_uuid_t product_id;
-	TaUuid	  variant_id;
-	TaUuid	  warehouse_id;
-	int		  first_candidate;
-	int		  ncandidates;
-} DemandGroup;
-
-/* A stock row, locked. */
-typedef struct StockRow
-{
-	pg_uuid_t		id;
-	ItemPointerData tid; /* of the version that is locked */
-	int32			available;
-	int32			taken;
-	int32			priority;
-	char		   *warehouse;
-} StockRow;
-
-/* A stock row that may serve a group. */
-typedef struct Candidate
-{
-	int		  group;
-	StockRow *row;
-} Candidate;
-
-/* What a set of lines wants and where it may come from. */
-typedef struct Demand
-{
-	TaLine		*lines;
-	int			 nlines;
-	int			*group_of; /* by line */
-	DemandGroup *groups;
-	int			 ngroups;
-	StockRow	*rows; /* ascending by id */
-	int			 nrows;
-	Candidate	*candidates; /* by group, then in the order of serving */
-	int			 ncandidates;
-} Demand;
+	pg_uuid_t stock_id;
+	int32	  quantity;
+} NewPart;
 
 /* A part of a reservation whose stock row is locked. */
 typedef struct Part
@@ -110,24 +78,6 @@ typedef struct Part
 	ItemPointerData tid; /* of the stock row */
 	int32			quantity;
 } Part;
-
-/* By how much the quantities of a locked stock row change. */
-typedef struct StockChange
-{
-	pg_uuid_t		id;
-	ItemPointerData tid;
-	int32			on_hand;
-	int32			reserved;
-} StockChange;
-
-/* A row of the ledger. */
-typedef struct Movement
-{
-	pg_uuid_t stock_id;
-	int32	  quantity;
-	TaUuid	  order_id;
-	TaUuid	  reservation_id;
-} Movement;
 
 static const TaStatement resolve_skus = {
 	"SELECT d.n::pg_catalog.int4, k.product_id, k.variant_id,"
@@ -149,19 +99,6 @@ static const TaStatement resolve_skus = {
 	2,
 	{TEXTARRAYOID, TEXTARRAYOID}};
 
-static const TaStatement lock_candidates = {
-	"SELECT d.n::pg_catalog.int4, s.id, s.quantity_on_hand - s.quantity_reserved, w.priority, w.code, s.ctid"
-	"  FROM unnest($1, $2, $3) WITH ORDINALITY AS d(product_id, variant_id, warehouse_id, n)"
-	"  JOIN @store@.inventory_stock s"
-	"    ON s.product_id = d.product_id AND s.variant_id IS NOT DISTINCT FROM d.variant_id"
-	"   AND (d.warehouse_id IS NULL OR s.warehouse_id = d.warehouse_id)"
-	"  JOIN @store@.warehouses w"
-	"    ON w.id = s.warehouse_id AND (d.warehouse_id IS NOT NULL OR w.is_active)"
-	" ORDER BY s.id"
-	"   FOR NO KEY UPDATE OF s",
-	3,
-	{UUIDARRAYOID, UUIDARRAYOID, UUIDARRAYOID}};
-
 static const TaStatement lock_orders_reservations = {
 	"SELECT r.id FROM @store@.stock_reservations r"
 	" WHERE r.order_id = ANY ($1) AND r.status = 'active'"
@@ -181,32 +118,6 @@ static const TaStatement lock_stock = {
 	1,
 	{UUIDARRAYOID}};
 
-/*
- * Frees the expired parts of rows that the caller has locked.  The reservation
- * is marked as well: whoever is waiting for it and judged its time before must
- * see that it has changed.
- */
-static const TaStatement sweep_expired = {
-	"WITH gone AS ("
-	"  UPDATE @store@.stock_reservations r SET closed_at = $2"
-	"    FROM (SELECT e.id FROM @store@.stock_reservations e"
-	"           WHERE e.status = 'active' AND e.expires_at <= $2"
-	"             AND EXISTS (SELECT 1 FROM @store@.stock_reservation_parts p"
-	"                          WHERE p.reservation_id = e.id AND p.stock_id = ANY ($1))"
-	"             FOR NO KEY UPDATE OF e SKIP LOCKED) AS found"
-	"   WHERE r.id = found.id"
-	"  RETURNING r.id),"
-	" freed AS ("
-	"  DELETE FROM @store@.stock_reservation_parts p USING gone"
-	"   WHERE p.reservation_id = gone.id AND p.stock_id = ANY ($1)"
-	"  RETURNING p.stock_id, p.quantity),"
-	" sums AS (SELECT f.stock_id, sum(f.quantity)::pg_catalog.int4 AS quantity FROM freed f GROUP BY f.stock_id)"
-	" UPDATE @store@.inventory_stock s SET quantity_reserved = s.quantity_reserved - sums.quantity"
-	"   FROM sums WHERE s.id = sums.stock_id"
-	" RETURNING s.id, s.quantity_on_hand - s.quantity_reserved, s.ctid",
-	2,
-	{UUIDARRAYOID, TIMESTAMPTZOID}};
-
 /* used where ta_writer_open declines */
 static const TaStatement insert_reservation = {
 	"INSERT INTO @store@.stock_reservations (id, order_id, reference, quantity, expires_at)"
@@ -220,22 +131,6 @@ static const TaStatement insert_parts = {
 	3,
 	{UUIDOID, UUIDARRAYOID, INT4ARRAYOID}};
 
-static const TaStatement update_stock = {
-	"UPDATE @store@.inventory_stock s"
-	"   SET quantity_on_hand = s.quantity_on_hand + d.on_hand,"
-	"       quantity_reserved = s.quantity_reserved + d.reserved"
-	"  FROM unnest($1, $2, $3) AS d(id, on_hand, reserved) WHERE s.id = d.id",
-	3,
-	{UUIDARRAYOID, INT4ARRAYOID, INT4ARRAYOID}};
-
-static const TaStatement insert_movements = {
-	"INSERT INTO @store@.stock_movements"
-	"   (stock_id, quantity, order_id, reservation_id, movement_type, note, actor, request_id)"
-	" SELECT m.stock_id, m.quantity, m.order_id, m.reservation_id, $5, $6, $7, $8"
-	"   FROM unnest($1, $2, $3, $4) AS m(stock_id, quantity, order_id, reservation_id)",
-	8,
-	{UUIDARRAYOID, INT4ARRAYOID, UUIDARRAYOID, UUIDARRAYOID, TEXTOID, TEXTOID, UUIDOID, TEXTOID}};
-
 /* what ta_reader_open and ta_writer_open are asked for; the first is the key */
 static const TaColumn sku_columns[] = {
 	{"sku", TEXTOID}, {"product_id", UUIDOID}, {"variant_id", UUIDOID}};
@@ -247,10 +142,6 @@ static const TaColumn product_variant_columns[] = {
 	{"product_id", UUIDOID}, {"deleted_at", TIMESTAMPTZOID}};
 static const TaColumn warehouse_code_columns[] = {
 	{"code", TEXTOID}, {"id", UUIDOID}};
-static const TaColumn warehouse_columns[] = {
-	{"id", UUIDOID}, {"code", TEXTOID}, {"priority", INT4OID}, {"is_active", BOOLOID}};
-static const TaColumn product_stock_columns[] = {
-	{"product_id", UUIDOID}, {"id", UUIDOID}, {"variant_id", UUIDOID}, {"warehouse_id", UUIDOID}, {"quantity_on_hand", INT4OID}, {"quantity_reserved", INT4OID}};
 static const TaColumn stock_id_columns[] = {
 	{"id", UUIDOID}};
 static const TaColumn reservation_order_columns[] = {
@@ -265,10 +156,6 @@ static const TaColumn reservation_columns[] = {
 	{"id", UUIDOID}, {"order_id", UUIDOID}, {"reference", TEXTOID}, {"quantity", INT8OID}, {"expires_at", TIMESTAMPTZOID}};
 static const TaColumn part_columns[] = {
 	{"reservation_id", UUIDOID}, {"stock_id", UUIDOID}, {"quantity", INT4OID}};
-static const TaColumn stock_columns[] = {
-	{"quantity_on_hand", INT4OID}, {"quantity_reserved", INT4OID}};
-static const TaColumn movement_columns[] = {
-	{"stock_id", UUIDOID}, {"quantity", INT4OID}, {"order_id", UUIDOID}, {"reservation_id", UUIDOID}, {"movement_type", TEXTOID}, {"note", TEXTOID}, {"actor", UUIDOID}, {"request_id", TEXTOID}};
 
 static const TaStatement hold_reservations = {
 	"UPDATE @store@.stock_reservations SET expires_at = 'infinity'"
@@ -353,7 +240,7 @@ static const TaStatement receive_product = {
 	" VALUES ($1, $2, $3, $4)"
 	" ON CONFLICT (product_id, warehouse_id, stripe) WHERE variant_id IS NULL"
 	" DO UPDATE SET quantity_on_hand = s.quantity_on_hand + EXCLUDED.quantity_on_hand"
-	" RETURNING s.id, s.quantity_on_hand",
+	" RETURNING s.id",
 	4,
 	{UUIDOID, UUIDOID, UUIDOID, INT4OID}};
 
@@ -362,7 +249,7 @@ static const TaStatement receive_variant = {
 	" VALUES ($1, $2, $3, $4)"
 	" ON CONFLICT (variant_id, warehouse_id, stripe) WHERE variant_id IS NOT NULL"
 	" DO UPDATE SET quantity_on_hand = s.quantity_on_hand + EXCLUDED.quantity_on_hand"
-	" RETURNING s.id, s.quantity_on_hand",
+	" RETURNING s.id",
 	4,
 	{UUIDOID, UUIDOID, UUIDOID, INT4OID}};
 
@@ -414,44 +301,6 @@ static const TaStatement set_expiry = {
  * SKUs
  * ---------------------------------------------------------------------
  */
-
-/* Copies a uuid column of the current result; the column is not NULL. */
-static pg_uuid_t
-spi_uuid(uint64 row, int column)
-{
-	bool  isnull;
-	Datum value = ta_spi_value(row, column, &isnull);
-
-	Assert(!isnull);
-	return *DatumGetUUIDP(value);
-}
-
-static TaUuid
-spi_nullable_uuid(uint64 row, int column)
-{
-	TaUuid result = {.isnull = true};
-	Datum  value = ta_spi_value(row, column, &result.isnull);
-
-	if (!result.isnull)
-		result.value = *DatumGetUUIDP(value);
-	return result;
-}
-
-static int32
-spi_int4(uint64 row, int column)
-{
-	bool isnull;
-
-	return DatumGetInt32(ta_spi_value(row, column, &isnull));
-}
-
-static ItemPointerData
-spi_tid(uint64 row, int column)
-{
-	bool isnull;
-
-	return *((ItemPointer) DatumGetPointer(ta_spi_value(row, column, &isnull)));
-}
 
 /* Whether a SKU in this condition cannot serve the purpose. */
 static bool
@@ -627,17 +476,17 @@ resolve_by_statement(Oid nspid, TaLine *lines, int nlines, const char **conditio
 	ta_execute(nspid, &resolve_skus, SPI_OK_SELECT, values, NULL);
 	for (uint64 r = 0; r < SPI_processed; r++)
 	{
-		int		n = spi_int4(r, 1) - 1;
+		int		n = ta_spi_int4(r, 1) - 1;
 		TaLine *line = &lines[n];
 		bool	isnull;
 		Datum	price;
 
 		conditions[n] = ta_spi_text(r, 7);
-		line->warehouse_id = spi_nullable_uuid(r, 6);
+		line->warehouse_id = ta_spi_nullable_uuid(r, 6);
 		if (conditions[n] != NULL && strcmp(conditions[n], "unknown") == 0)
 			continue;
-		line->product_id = spi_uuid(r, 2);
-		line->variant_id = spi_nullable_uuid(r, 3);
+		line->product_id = ta_spi_uuid(r, 2);
+		line->variant_id = ta_spi_nullable_uuid(r, 3);
 		line->name = ta_spi_text(r, 4);
 		price = ta_spi_value(r, 5, &isnull);
 		line->price = PointerGetDatum(PG_DETOAST_DATUM_COPY(price));
@@ -705,51 +554,6 @@ ta_resolve_lines(Oid nspid, TaLine *lines, int nlines, TaPurpose purpose)
  * ---------------------------------------------------------------------
  */
 
-/* Changes the quantities of stock rows that are locked. */
-static void
-change_stock(Oid nspid, StockChange *changes, int count)
-{
-	TaRowWriter *writer;
-
-	if (count == 0)
-		return;
-	writer = ta_writer_open(get_relname_relid("inventory_stock", nspid), CMD_UPDATE,
-							stock_columns, lengthof(stock_columns));
-	if (writer != NULL)
-	{
-		for (int i = 0; i < count; i++)
-		{
-			Datum values[2];
-			bool  nulls[2];
-
-			ta_writer_load(writer, &changes[i].tid, values, nulls);
-			values[0] = DirectFunctionCall2(int4pl, values[0], Int32GetDatum(changes[i].on_hand));
-			values[1] = DirectFunctionCall2(int4pl, values[1], Int32GetDatum(changes[i].reserved));
-			ta_writer_store(writer, values, nulls);
-		}
-		ta_writer_close(writer);
-	}
-	else
-	{
-		pg_uuid_t *ids = palloc(sizeof(pg_uuid_t) * count);
-		int32	  *on_hand = palloc(sizeof(int32) * count);
-		int32	  *reserved = palloc(sizeof(int32) * count);
-		Datum	   values[3];
-
-		for (int i = 0; i < count; i++)
-		{
-			ids[i] = changes[i].id;
-			on_hand[i] = changes[i].on_hand;
-			reserved[i] = changes[i].reserved;
-		}
-		values[0] = ta_uuid_array(ids, count);
-		values[1] = ta_int4_array(on_hand, count);
-		values[2] = ta_int4_array(reserved, count);
-		if (ta_execute(nspid, &update_stock, SPI_OK_UPDATE, values, NULL) != (uint64) count)
-			elog(ERROR, "stock rows vanished while they were locked");
-	}
-}
-
 static void
 write_header(Oid nspid, const pg_uuid_t *id, const pg_uuid_t *order_id, const char *reference,
 			 int64 quantity, TimestampTz expires_at)
@@ -784,10 +588,13 @@ write_header(Oid nspid, const pg_uuid_t *id, const pg_uuid_t *order_id, const ch
 }
 
 static void
-write_parts(Oid nspid, const pg_uuid_t *reservation, const StockChange *changes, int count)
+write_parts(Oid nspid, const pg_uuid_t *reservation, const NewPart *parts, int count)
 {
-	TaRowWriter *writer = ta_writer_open(get_relname_relid("stock_reservation_parts", nspid), CMD_INSERT,
-										 part_columns, lengthof(part_columns));
+	static const TaVouched vouched[] = {
+		{"reservation_id", "stock_reservations"}, {"stock_id", "inventory_stock"}};
+	TaRowWriter *writer = ta_writer_open_vouched(vouched, lengthof(vouched),
+												 get_relname_relid("stock_reservation_parts", nspid),
+												 part_columns, lengthof(part_columns));
 
 	if (writer != NULL)
 	{
@@ -797,8 +604,8 @@ write_parts(Oid nspid, const pg_uuid_t *reservation, const StockChange *changes,
 			bool  nulls[3] = {false, false, false};
 
 			values[0] = UUIDPGetDatum(reservation);
-			values[1] = UUIDPGetDatum(&changes[i].id);
-			values[2] = Int32GetDatum(changes[i].reserved);
+			values[1] = UUIDPGetDatum(&parts[i].stock_id);
+			values[2] = Int32GetDatum(parts[i].quantity);
 			ta_writer_insert(writer, values, nulls);
 		}
 		ta_writer_close(writer);
@@ -811,8 +618,8 @@ write_parts(Oid nspid, const pg_uuid_t *reservation, const StockChange *changes,
 
 		for (int i = 0; i < count; i++)
 		{
-			ids[i] = changes[i].id;
-			quantities[i] = changes[i].reserved;
+			ids[i] = parts[i].stock_id;
+			quantities[i] = parts[i].quantity;
 		}
 		values[0] = UUIDPGetDatum(reservation);
 		values[1] = ta_uuid_array(ids, count);
@@ -821,560 +628,10 @@ write_parts(Oid nspid, const pg_uuid_t *reservation, const StockChange *changes,
 	}
 }
 
-/* Writes the ledger. */
-static void
-write_movements(Oid nspid, const Movement *movements, int count, const TaPosting *posting)
-{
-	const char	*request_id = ta_request_setting("app.request_id");
-	TaRowWriter *writer;
-	Datum		 values[8] = {0};
-	bool		 nulls[8] = {false};
-
-	if (count == 0)
-		return;
-	values[4] = CStringGetTextDatum(posting->movement_type);
-	nulls[5] = posting->note == NULL;
-	if (!nulls[5])
-		values[5] = CStringGetTextDatum(posting->note);
-	values[6] = ta_request_actor(posting->actor, posting->actor_isnull, &nulls[6]);
-	nulls[7] = request_id == NULL;
-	if (!nulls[7])
-		values[7] = CStringGetTextDatum(request_id);
-
-	writer = ta_writer_open(get_relname_relid("stock_movements", nspid), CMD_INSERT,
-							movement_columns, lengthof(movement_columns));
-	if (writer != NULL)
-	{
-		for (int i = 0; i < count; i++)
-		{
-			values[0] = UUIDPGetDatum(&movements[i].stock_id);
-			values[1] = Int32GetDatum(movements[i].quantity);
-			values[2] = UUIDPGetDatum(&movements[i].order_id.value);
-			nulls[2] = movements[i].order_id.isnull;
-			values[3] = UUIDPGetDatum(&movements[i].reservation_id.value);
-			nulls[3] = movements[i].reservation_id.isnull;
-			ta_writer_insert(writer, values, nulls);
-		}
-		ta_writer_close(writer);
-	}
-	else
-	{
-		pg_uuid_t *ids = palloc(sizeof(pg_uuid_t) * count);
-		int32	  *quantities = palloc(sizeof(int32) * count);
-		TaUuid	  *orders = palloc(sizeof(TaUuid) * count);
-		TaUuid	  *reservations = palloc(sizeof(TaUuid) * count);
-		char	   spi_nulls[9] = "        ";
-
-		for (int i = 0; i < count; i++)
-		{
-			ids[i] = movements[i].stock_id;
-			quantities[i] = movements[i].quantity;
-			orders[i] = movements[i].order_id;
-			reservations[i] = movements[i].reservation_id;
-		}
-		values[0] = ta_uuid_array(ids, count);
-		values[1] = ta_int4_array(quantities, count);
-		values[2] = ta_nullable_uuid_array(orders, count);
-		values[3] = ta_nullable_uuid_array(reservations, count);
-		for (int i = 4; i < 8; i++)
-			spi_nulls[i] = nulls[i] ? 'n' : ' ';
-		ta_execute(nspid, &insert_movements, SPI_OK_INSERT, values, spi_nulls);
-	}
-}
-
 /* ---------------------------------------------------------------------
  * Reserving
  * ---------------------------------------------------------------------
  */
-
-static int
-compare_uuids(const pg_uuid_t *a, const pg_uuid_t *b)
-{
-	return memcmp(a->data, b->data, UUID_LEN);
-}
-
-static int
-compare_nullable_uuids(const TaUuid *a, const TaUuid *b)
-{
-	if (a->isnull || b->isnull)
-		return (int) a->isnull - (int) b->isnull;
-	return compare_uuids(&a->value, &b->value);
-}
-
-static int
-compare_lines(const void *a, const void *b)
-{
-	const TaLine *x = *(TaLine *const *) a;
-	const TaLine *y = *(TaLine *const *) b;
-	int			  result = compare_uuids(&x->product_id, &y->product_id);
-
-	if (result == 0)
-		result = compare_nullable_uuids(&x->variant_id, &y->variant_id);
-	if (result == 0)
-		result = compare_nullable_uuids(&x->warehouse_id, &y->warehouse_id);
-	return result;
-}
-
-/* By group, then in the order in which the rows serve it. */
-static int
-compare_candidates(const void *a, const void *b)
-{
-	const Candidate *x = a;
-	const Candidate *y = b;
-	int				 result = (x->group > y->group) - (x->group < y->group);
-
-	if (result == 0)
-		result = (x->row->priority > y->row->priority) - (x->row->priority < y->row->priority);
-	if (result == 0)
-		result = strcmp(x->row->warehouse, y->row->warehouse);
-	if (result == 0)
-		result = compare_uuids(&x->row->id, &y->row->id);
-	return result;
-}
-
-/* Puts lines that want the same thing from the same place into one group. */
-static void
-group_lines(Demand *demand)
-{
-	TaLine **sorted = palloc(sizeof(TaLine *) * demand->nlines);
-
-	for (int i = 0; i < demand->nlines; i++)
-		sorted[i] = &demand->lines[i];
-	qsort(sorted, demand->nlines, sizeof(TaLine *), compare_lines);
-
-	demand->groups = palloc0(sizeof(DemandGroup) * demand->nlines);
-	demand->group_of = palloc(sizeof(int) * demand->nlines);
-	demand->ngroups = 0;
-	for (int i = 0; i < demand->nlines; i++)
-	{
-		if (i == 0 || compare_lines(&sorted[i - 1], &sorted[i]) != 0)
-		{
-			DemandGroup *group = &demand->groups[demand->ngroups++];
-
-			group->product_id = sorted[i]->product_id;
-			group->variant_id = sorted[i]->variant_id;
-			group->warehouse_id = sorted[i]->warehouse_id;
-		}
-		demand->group_of[sorted[i] - demand->lines] = demand->ngroups - 1;
-	}
-}
-
-/*
- * Locks every stock row that may serve the demand, in the lock order, and
- * reads what they hold.  A row can be a candidate of two groups: of lines that
- * name its warehouse and of lines that name none.
- */
-static void
-lock_demand_by_statement(Oid nspid, Demand *demand)
-{
-	pg_uuid_t *products = palloc(sizeof(pg_uuid_t) * demand->ngroups);
-	TaUuid	  *variants = palloc(sizeof(TaUuid) * demand->ngroups);
-	TaUuid	  *warehouses = palloc(sizeof(TaUuid) * demand->ngroups);
-	Datum	   values[3];
-
-	for (int g = 0; g < demand->ngroups; g++)
-	{
-		products[g] = demand->groups[g].product_id;
-		variants[g] = demand->groups[g].variant_id;
-		warehouses[g] = demand->groups[g].warehouse_id;
-	}
-	values[0] = ta_uuid_array(products, demand->ngroups);
-	values[1] = ta_nullable_uuid_array(variants, demand->ngroups);
-	values[2] = ta_nullable_uuid_array(warehouses, demand->ngroups);
-
-	ta_execute(nspid, &lock_candidates, SPI_OK_SELECT, values, NULL);
-
-	demand->rows = palloc0(sizeof(StockRow) * Max(SPI_processed, 1));
-	demand->candidates = palloc0(sizeof(Candidate) * Max(SPI_processed, 1));
-	demand->nrows = 0;
-	demand->ncandidates = (int) SPI_processed;
-	for (uint64 r = 0; r < SPI_processed; r++)
-	{
-		pg_uuid_t id = spi_uuid(r, 2);
-		StockRow *row;
-
-		if (demand->nrows == 0 || compare_uuids(&demand->rows[demand->nrows - 1].id, &id) != 0)
-		{
-			row = &demand->rows[demand->nrows++];
-			row->id = id;
-			row->available = spi_int4(r, 3);
-			row->priority = spi_int4(r, 4);
-			row->warehouse = ta_spi_text(r, 5);
-			row->tid = spi_tid(r, 6);
-		}
-		else
-			row = &demand->rows[demand->nrows - 1];
-		demand->candidates[r].group = spi_int4(r, 1) - 1;
-		demand->candidates[r].row = row;
-	}
-}
-
-/* A warehouse as far as serving from it goes. */
-typedef struct Warehouse
-{
-	pg_uuid_t id;
-	char	 *code;
-	int32	  priority;
-	bool	  is_active;
-} Warehouse;
-
-/* A stock row that was found and is to be locked. */
-typedef struct Found
-{
-	pg_uuid_t		 id;
-	ItemPointerData	 tid;
-	int				 group;
-	const Warehouse *warehouse;
-} Found;
-
-static int
-compare_found(const void *a, const void *b)
-{
-	return compare_uuids(&((const Found *) a)->id, &((const Found *) b)->id);
-}
-
-/* Reads a warehouse, once for all rows that lie in it. */
-static const Warehouse *
-find_warehouse(TaRowReader *reader, List **known, const pg_uuid_t *id)
-{
-	ListCell  *cell;
-	Warehouse *warehouse;
-	Datum	   values[4];
-	bool	   nulls[4];
-
-	foreach(cell, *known)
-	{
-		warehouse = lfirst(cell);
-		if (compare_uuids(&warehouse->id, id) == 0)
-			return warehouse;
-	}
-	ta_reader_find(reader, UUIDPGetDatum(id));
-	if (!ta_reader_next(reader, values, nulls, NULL))
-		return NULL;
-	warehouse = palloc(sizeof(Warehouse));
-	warehouse->id = *id;
-	warehouse->code = TextDatumGetCString(values[1]);
-	warehouse->priority = DatumGetInt32(values[2]);
-	warehouse->is_active = DatumGetBool(values[3]);
-	*known = lappend(*known, warehouse);
-	return warehouse;
-}
-
-/*
- * The same by index: finds the rows, sorts them into the lock order and locks
- * them.  False where a table does not allow it.
- */
-static bool
-lock_demand_directly(Oid nspid, Demand *demand)
-{
-	TaRowReader *readers[2];
-	List		*warehouses = NIL;
-	Found		*found;
-	int			 nfound = 0;
-	int			 size = demand->ngroups * 2 + 2;
-
-	readers[0] = open_reader(nspid, "warehouses", false, warehouse_columns, lengthof(warehouse_columns));
-	readers[1] = open_reader(nspid, "inventory_stock", true, product_stock_columns, lengthof(product_stock_columns));
-	if (readers[0] == NULL || readers[1] == NULL)
-	{
-		close_readers(readers, lengthof(readers));
-		return false;
-	}
-
-	found = palloc(sizeof(Found) * size);
-	for (int g = 0; g < demand->ngroups; g++)
-	{
-		DemandGroup	   *group = &demand->groups[g];
-		Datum			values[6];
-		bool			nulls[6];
-		ItemPointerData tid;
-
-		CHECK_FOR_INTERRUPTS();
-		ta_reader_find(readers[1], UUIDPGetDatum(&group->product_id));
-		while (ta_reader_next(readers[1], values, nulls, &tid))
-		{
-			const Warehouse *warehouse;
-
-			if (nulls[2] != group->variant_id.isnull ||
-				(!nulls[2] && compare_uuids(DatumGetUUIDP(values[2]), &group->variant_id.value) != 0))
-				continue;
-			if (!group->warehouse_id.isnull &&
-				compare_uuids(DatumGetUUIDP(values[3]), &group->warehouse_id.value) != 0)
-				continue;
-			warehouse = find_warehouse(readers[0], &warehouses, DatumGetUUIDP(values[3]));
-			if (warehouse == NULL || (group->warehouse_id.isnull && !warehouse->is_active))
-				continue;
-			if (nfound == size)
-			{
-				size *= 2;
-				found = repalloc_huge(found, sizeof(Found) * size);
-			}
-			found[nfound].id = *DatumGetUUIDP(values[1]);
-			found[nfound].tid = tid;
-			found[nfound].group = g;
-			found[nfound].warehouse = warehouse;
-			nfound++;
-		}
-	}
-	qsort(found, nfound, sizeof(Found), compare_found);
-
-	demand->rows = palloc0(sizeof(StockRow) * Max(nfound, 1));
-	demand->candidates = palloc0(sizeof(Candidate) * Max(nfound, 1));
-	for (int f = 0; f < nfound; f++)
-	{
-		StockRow *row;
-
-		if (demand->nrows == 0 || compare_uuids(&demand->rows[demand->nrows - 1].id, &found[f].id) != 0)
-		{
-			Datum values[6];
-			bool  nulls[6];
-
-			CHECK_FOR_INTERRUPTS();
-			if (!ta_reader_lock(readers[1], &found[f].tid, values, nulls))
-				continue;
-			row = &demand->rows[demand->nrows++];
-			row->id = found[f].id;
-			row->tid = found[f].tid;
-			row->available = DatumGetInt32(values[4]) - DatumGetInt32(values[5]);
-			row->priority = found[f].warehouse->priority;
-			row->warehouse = found[f].warehouse->code;
-		}
-		else
-			row = &demand->rows[demand->nrows - 1];
-		demand->candidates[demand->ncandidates].group = found[f].group;
-		demand->candidates[demand->ncandidates].row = row;
-		demand->ncandidates++;
-	}
-	close_readers(readers, lengthof(readers));
-	return true;
-}
-
-static void
-lock_demand(Oid nspid, Demand *demand)
-{
-	if (!lock_demand_directly(nspid, demand))
-		lock_demand_by_statement(nspid, demand);
-
-	qsort(demand->candidates, demand->ncandidates, sizeof(Candidate), compare_candidates);
-	for (int c = demand->ncandidates - 1; c >= 0; c--)
-	{
-		DemandGroup *group = &demand->groups[demand->candidates[c].group];
-
-		group->first_candidate = c;
-		group->ncandidates++;
-	}
-}
-
-/* Takes up to quantity units from candidates first..last-1; returns what is still wanted. */
-static int32
-take(Demand *demand, int first, int last, int32 quantity)
-{
-	for (int c = first; c < last && quantity > 0; c++)
-	{
-		StockRow *row = demand->candidates[c].row;
-		int32	  units = Min(row->available - row->taken, quantity);
-
-		row->taken += units;
-		quantity -= units;
-	}
-	return quantity;
-}
-
-/*
- * Serves one line: from the first warehouse that has it all, else from several
- * in their order.
- */
-static bool
-serve_line(Demand *demand, int i)
-{
-	DemandGroup *group = &demand->groups[demand->group_of[i]];
-	int			 end = group->first_candidate + group->ncandidates;
-	int			 first = group->first_candidate;
-
-	while (first < end)
-	{
-		int	  last = first;
-		int64 units = 0;
-
-		while (last < end && strcmp(demand->candidates[last].row->warehouse,
-									demand->candidates[first].row->warehouse) == 0)
-		{
-			units += demand->candidates[last].row->available - demand->candidates[last].row->taken;
-			last++;
-		}
-		if (units >= demand->lines[i].quantity)
-			return take(demand, first, last, demand->lines[i].quantity) == 0;
-		first = last;
-	}
-	return take(demand, group->first_candidate, end, demand->lines[i].quantity) == 0;
-}
-
-/*
- * Serves all lines; false if some fall short.  Lines that name a warehouse have
- * no choice, so they are served before those that have one.
- */
-static bool
-serve_demand(Demand *demand)
-{
-	bool served = true;
-
-	for (int r = 0; r < demand->nrows; r++)
-		demand->rows[r].taken = 0;
-	for (int i = 0; i < demand->nlines; i++)
-		if (!demand->lines[i].warehouse_id.isnull)
-			served = serve_line(demand, i) && served;
-	for (int i = 0; i < demand->nlines; i++)
-		if (demand->lines[i].warehouse_id.isnull)
-			served = serve_line(demand, i) && served;
-	return served;
-}
-
-static int
-compare_by_id(const void *id, const void *element)
-{
-	return compare_uuids(id, element);
-}
-
-/* The element of an ascending array that begins with this id; it is there. */
-static void *
-find_by_id(const pg_uuid_t *id, const void *elements, int count, size_t size)
-{
-	const void *found = bsearch(id, elements, count, size, compare_by_id);
-
-	if (found == NULL)
-		elog(ERROR, "a row came back that was not asked for");
-	return unconstify(void *, found);
-}
-
-/* Frees the expired parts of the demand's rows; false if there were none. */
-static bool
-sweep_demand(Oid nspid, Demand *demand)
-{
-	pg_uuid_t *ids = palloc(sizeof(pg_uuid_t) * Max(demand->nrows, 1));
-	Datum	   values[2];
-	uint64	   freed;
-
-	for (int r = 0; r < demand->nrows; r++)
-		ids[r] = demand->rows[r].id;
-	values[0] = ta_uuid_array(ids, demand->nrows);
-	values[1] = TimestampTzGetDatum(GetCurrentTimestamp());
-
-	freed = ta_execute(nspid, &sweep_expired, SPI_OK_UPDATE_RETURNING, values, NULL);
-	for (uint64 i = 0; i < freed; i++)
-	{
-		pg_uuid_t id = spi_uuid(i, 1);
-		StockRow *row = find_by_id(&id, demand->rows, demand->nrows, sizeof(StockRow));
-
-		row->available = spi_int4(i, 2);
-		row->tid = spi_tid(i, 3);
-	}
-	return freed > 0;
-}
-
-static int
-compare_line_skus(const void *a, const void *b)
-{
-	return strcmp((*(TaLine *const *) a)->sku, (*(TaLine *const *) b)->sku);
-}
-
-/*
- * Raises the error for a demand that cannot be served, listing every SKU that
- * falls short: what all its lines want together, and what there is for them.
- */
-static void
-pg_attribute_noreturn()
-	raise_shortage(Demand *demand, int sqlstate)
-{
-	TaLine		 **sorted = palloc(sizeof(TaLine *) * demand->nlines);
-	StringInfoData detail;
-	const char	  *separator = "";
-
-	for (int i = 0; i < demand->nlines; i++)
-		sorted[i] = &demand->lines[i];
-	qsort(sorted, demand->nlines, sizeof(TaLine *), compare_line_skus);
-
-	initStringInfo(&detail);
-	appendStringInfoChar(&detail, '[');
-	for (int first = 0, last; first < demand->nlines; first = last)
-	{
-		int64 requested = 0;
-		int64 available = 0;
-		bool  falls_short = false;
-		bool  anywhere = false;
-
-		for (last = first; last < demand->nlines &&
-						   strcmp(sorted[first]->sku, sorted[last]->sku) == 0;
-			 last++)
-		{
-			requested += sorted[last]->quantity;
-			anywhere |= sorted[last]->warehouse_id.isnull;
-		}
-
-		/* the groups of one SKU are adjacent among its lines */
-		for (int i = first; i < last; i++)
-		{
-			int			 g = demand->group_of[sorted[i] - demand->lines];
-			DemandGroup *group = &demand->groups[g];
-			int64		 wanted = 0;
-			int64		 there = 0;
-			bool		 counted = false;
-
-			for (int j = first; j < last; j++)
-			{
-				if (demand->group_of[sorted[j] - demand->lines] == g)
-				{
-					counted |= j < i;
-					wanted += sorted[j]->quantity;
-				}
-			}
-			if (counted || wanted == 0)
-				continue;
-			for (int c = group->first_candidate; c < group->first_candidate + group->ncandidates; c++)
-				there += demand->candidates[c].row->available;
-			falls_short |= wanted > there;
-
-			/* a line that may come from anywhere sees every row there is */
-			if (!anywhere || group->warehouse_id.isnull)
-				available += there;
-		}
-		if (!falls_short && requested <= available)
-			continue;
-
-		appendStringInfo(&detail, "%s{\"sku\": ", separator);
-		escape_json(&detail, sorted[first]->sku);
-		appendStringInfo(&detail, ", \"requested\": " INT64_FORMAT ", \"available\": " INT64_FORMAT "}",
-						 requested, available);
-		separator = ", ";
-	}
-	appendStringInfoChar(&detail, ']');
-
-	if (sqlstate == TA_ERRCODE_RESERVATION_NOT_ACTIVE)
-		ereport(ERROR,
-				(errcode(sqlstate),
-				 errmsg("reservation has ended and its stock is gone"),
-				 errdetail_internal("%s", detail.data),
-				 errhint("Cancel the order, or try again when there is stock.")));
-	ereport(ERROR,
-			(errcode(sqlstate),
-			 errmsg("insufficient stock"),
-			 errdetail_internal("%s", detail.data),
-			 errhint("Ask for at most what is available.")));
-}
-
-/* Makes a demand of resolved lines, locks its rows and serves it, or raises. */
-static void
-secure_demand(Oid nspid, Demand *demand, TaLine *lines, int nlines, int shortage_code)
-{
-	memset(demand, 0, sizeof(Demand));
-	demand->lines = lines;
-	demand->nlines = nlines;
-	group_lines(demand);
-	lock_demand(nspid, demand);
-	if (serve_demand(demand))
-		return;
-	if (!(sweep_demand(nspid, demand) && serve_demand(demand)))
-		raise_shortage(demand, shortage_code);
-}
 
 /*
  * ta_inventory_reserve
@@ -1389,31 +646,28 @@ ta_inventory_reserve(Oid nspid, TaLine *lines, int nlines,
 					 const pg_uuid_t *order_id, const char *reference,
 					 TimestampTz expires_at, int shortage_code)
 {
-	Demand		 demand;
-	StockChange *changes;
-	int64		 total = 0;
-	int			 nparts = 0;
-	pg_uuid_t	 reservation;
+	TaDemand  demand;
+	NewPart	 *parts;
+	int64	  total = 0;
+	int		  nparts = 0;
+	pg_uuid_t reservation;
 
-	secure_demand(nspid, &demand, lines, nlines, shortage_code);
+	/* the stock first: what writing the others fires might change it, too */
+	ta_secure_demand(nspid, &demand, lines, nlines, TA_USE_RESERVE, false, shortage_code);
 
-	changes = palloc0(sizeof(StockChange) * Max(demand.nrows, 1));
+	parts = palloc(sizeof(NewPart) * Max(demand.nrows, 1));
 	for (int r = 0; r < demand.nrows; r++)
 	{
 		if (demand.rows[r].taken == 0)
 			continue;
-		changes[nparts].id = demand.rows[r].id;
-		changes[nparts].tid = demand.rows[r].tid;
-		changes[nparts].reserved = demand.rows[r].taken;
+		parts[nparts].stock_id = demand.rows[r].id;
+		parts[nparts].quantity = demand.rows[r].taken;
 		total += demand.rows[r].taken;
 		nparts++;
 	}
 	reservation = *DatumGetUUIDP(DirectFunctionCall1(gen_random_uuid, (Datum) 0));
-
-	/* the stock first: what writing the others fires might change it, too */
-	change_stock(nspid, changes, nparts);
 	write_header(nspid, &reservation, order_id, reference, total, expires_at);
-	write_parts(nspid, &reservation, changes, nparts);
+	write_parts(nspid, &reservation, parts, nparts);
 	return reservation;
 }
 
@@ -1439,11 +693,11 @@ lock_parts_by_statement(Oid nspid, const pg_uuid_t *reservations, int nreservati
 	parts = palloc(sizeof(Part) * Max(*nparts, 1));
 	for (int i = 0; i < *nparts; i++)
 	{
-		parts[i].reservation_id = spi_uuid(i, 1);
-		parts[i].order_id = spi_nullable_uuid(i, 2);
-		parts[i].stock_id = spi_uuid(i, 3);
-		parts[i].quantity = spi_int4(i, 4);
-		parts[i].tid = spi_tid(i, 5);
+		parts[i].reservation_id = ta_spi_uuid(i, 1);
+		parts[i].order_id = ta_spi_nullable_uuid(i, 2);
+		parts[i].stock_id = ta_spi_uuid(i, 3);
+		parts[i].quantity = ta_spi_int4(i, 4);
+		parts[i].tid = ta_spi_tid(i, 5);
 	}
 	return parts;
 }
@@ -1451,7 +705,7 @@ lock_parts_by_statement(Oid nspid, const pg_uuid_t *reservations, int nreservati
 static int
 compare_parts(const void *a, const void *b)
 {
-	return compare_uuids(&((const Part *) a)->stock_id, &((const Part *) b)->stock_id);
+	return ta_compare_uuids(&((const Part *) a)->stock_id, &((const Part *) b)->stock_id);
 }
 
 /* The same by index; NULL where a table does not allow it. */
@@ -1507,7 +761,7 @@ lock_parts_directly(Oid nspid, const pg_uuid_t *reservations, int nreservations,
 
 	for (int i = 0; i < n; i++)
 	{
-		if (i > 0 && compare_uuids(&parts[i - 1].stock_id, &parts[i].stock_id) == 0)
+		if (i > 0 && ta_compare_uuids(&parts[i - 1].stock_id, &parts[i].stock_id) == 0)
 		{
 			parts[i].tid = parts[i - 1].tid;
 			continue;
@@ -1535,15 +789,15 @@ lock_parts_of(Oid nspid, const pg_uuid_t *reservations, int nreservations, int *
  * Sums parts by stock row, in whose order they come: by how much the rows
  * change when the units are no longer reserved and, where sold, gone.
  */
-static StockChange *
+static TaStockChange *
 sum_parts(const Part *parts, int nparts, bool sold, int *count)
 {
-	StockChange *changes = palloc0(sizeof(StockChange) * Max(nparts, 1));
-	int			 n = 0;
+	TaStockChange *changes = palloc0(sizeof(TaStockChange) * Max(nparts, 1));
+	int			   n = 0;
 
 	for (int i = 0; i < nparts; i++)
 	{
-		if (n == 0 || compare_uuids(&changes[n - 1].id, &parts[i].stock_id) != 0)
+		if (n == 0 || ta_compare_uuids(&changes[n - 1].id, &parts[i].stock_id) != 0)
 		{
 			changes[n].id = parts[i].stock_id;
 			changes[n].tid = parts[i].tid;
@@ -1561,36 +815,36 @@ sum_parts(const Part *parts, int nparts, bool sold, int *count)
 static void
 free_parts(Oid nspid, const pg_uuid_t *reservations, int nreservations)
 {
-	int			 nparts;
-	Part		*parts;
-	StockChange *changes;
-	int			 nchanges;
+	int			   nparts;
+	Part		  *parts;
+	TaStockChange *changes;
+	int			   nchanges;
 
 	if (nreservations == 0)
 		return;
 	parts = lock_parts_of(nspid, reservations, nreservations, &nparts);
 	changes = sum_parts(parts, nparts, false, &nchanges); /* none: swept already */
-	change_stock(nspid, changes, nchanges);
+	ta_change_stock(nspid, changes, nchanges);
 }
 
 /* Turns the units of closed reservations into sales. */
 static void
 sell_parts(Oid nspid, const pg_uuid_t *reservations, int nreservations, const TaPosting *posting)
 {
-	int			 nparts;
-	Part		*parts;
-	StockChange *changes;
-	int			 nchanges;
-	Movement	*movements;
+	int			   nparts;
+	Part		  *parts;
+	TaStockChange *changes;
+	int			   nchanges;
+	TaMovement	  *movements;
 
 	if (nreservations == 0)
 		return;
 	parts = lock_parts_of(nspid, reservations, nreservations, &nparts);
 	changes = sum_parts(parts, nparts, true, &nchanges);
-	change_stock(nspid, changes, nchanges);
+	ta_change_stock(nspid, changes, nchanges);
 
 	/* an order's sale is found through the order, others through their reservation */
-	movements = palloc0(sizeof(Movement) * Max(nparts, 1));
+	movements = palloc0(sizeof(TaMovement) * Max(nparts, 1));
 	for (int i = 0; i < nparts; i++)
 	{
 		movements[i].stock_id = parts[i].stock_id;
@@ -1599,7 +853,7 @@ sell_parts(Oid nspid, const pg_uuid_t *reservations, int nreservations, const Ta
 		movements[i].reservation_id.isnull = !parts[i].order_id.isnull;
 		movements[i].reservation_id.value = parts[i].reservation_id;
 	}
-	write_movements(nspid, movements, nparts, posting);
+	ta_write_movements(nspid, movements, nparts, posting);
 }
 
 /* Marks which of the orders stand in a column of the current result. */
@@ -1615,8 +869,12 @@ mark_orders(const pg_uuid_t *orders, int norders, int column)
 	}
 	for (uint64 r = 0; r < SPI_processed; r++)
 	{
-		pg_uuid_t id = spi_uuid(r, column);
-		marked[(const pg_uuid_t *) find_by_id(&id, orders, norders, sizeof(pg_uuid_t)) - orders] = true;
+		pg_uuid_t		 id = ta_spi_uuid(r, column);
+		const pg_uuid_t *found = ta_find_by_id(&id, orders, norders, sizeof(pg_uuid_t));
+
+		if (found == NULL)
+			elog(ERROR, "a row came back that was not asked for");
+		marked[found - orders] = true;
 	}
 	return marked;
 }
@@ -1706,7 +964,7 @@ close_orders(Oid nspid, const TaStatement *statement, const pg_uuid_t *orders, i
 
 	ids = palloc(sizeof(pg_uuid_t) * Max(*count, 1));
 	for (int i = 0; i < *count; i++)
-		ids[i] = spi_uuid(i, 1);
+		ids[i] = ta_spi_uuid(i, 1);
 	return ids;
 }
 
@@ -1828,10 +1086,10 @@ ta_inventory_sold(Oid nspid, const pg_uuid_t *order_id, int *count)
 	units = palloc(sizeof(TaStockUnits) * Max(*count, 1));
 	for (int i = 0; i < *count; i++)
 	{
-		units[i].stock_id = spi_uuid(i, 1);
-		units[i].product_id = spi_uuid(i, 2);
-		units[i].variant_id = spi_nullable_uuid(i, 3);
-		units[i].quantity = spi_int4(i, 4);
+		units[i].stock_id = ta_spi_uuid(i, 1);
+		units[i].product_id = ta_spi_uuid(i, 2);
+		units[i].variant_id = ta_spi_nullable_uuid(i, 3);
+		units[i].quantity = ta_spi_int4(i, 4);
 	}
 	return units;
 }
@@ -1839,7 +1097,7 @@ ta_inventory_sold(Oid nspid, const pg_uuid_t *order_id, int *count)
 static int
 compare_changes(const void *a, const void *b)
 {
-	return compare_uuids(&((const StockChange *) a)->id, &((const StockChange *) b)->id);
+	return ta_compare_uuids(&((const TaStockChange *) a)->id, &((const TaStockChange *) b)->id);
 }
 
 /*
@@ -1853,11 +1111,11 @@ void
 ta_inventory_restock(Oid nspid, const pg_uuid_t *order_id,
 					 TaStockUnits *units, int count, const TaPosting *posting)
 {
-	pg_uuid_t	*ids = palloc(sizeof(pg_uuid_t) * Max(count, 1));
-	StockChange *changes = palloc0(sizeof(StockChange) * Max(count, 1));
-	Movement	*movements = palloc0(sizeof(Movement) * Max(count, 1));
-	int			 n = 0;
-	Datum		 values[1];
+	pg_uuid_t	  *ids = palloc(sizeof(pg_uuid_t) * Max(count, 1));
+	TaStockChange *changes = palloc0(sizeof(TaStockChange) * Max(count, 1));
+	TaMovement	  *movements = palloc0(sizeof(TaMovement) * Max(count, 1));
+	int			   n = 0;
+	Datum		   values[1];
 
 	for (int i = 0; i < count; i++)
 	{
@@ -1876,14 +1134,14 @@ ta_inventory_restock(Oid nspid, const pg_uuid_t *order_id,
 		return;
 
 	/* the locked rows come in the lock order, and so must the changes */
-	qsort(changes, n, sizeof(StockChange), compare_changes);
+	qsort(changes, n, sizeof(TaStockChange), compare_changes);
 	values[0] = ta_uuid_array(ids, n);
 	if (ta_execute(nspid, &lock_stock, SPI_OK_SELECT, values, NULL) != (uint64) n)
 		elog(ERROR, "stock rows of an order are missing");
 	for (int i = 0; i < n; i++)
-		changes[i].tid = spi_tid(i, 2);
-	change_stock(nspid, changes, n);
-	write_movements(nspid, movements, n, posting);
+		changes[i].tid = ta_spi_tid(i, 2);
+	ta_change_stock(nspid, changes, n);
+	ta_write_movements(nspid, movements, n, posting);
 }
 
 /* ---------------------------------------------------------------------
@@ -1956,32 +1214,6 @@ uuid_or_null(const TaUuid *value, char *null)
 	return value->isnull ? (Datum) 0 : UUIDPGetDatum(&value->value);
 }
 
-/* Adds units, making the stock row where there is none, and posts them. */
-static int32
-add_units(Oid nspid, TaLine *line, const TaPosting *posting)
-{
-	Datum	  values[4];
-	char	  nulls[5] = "    ";
-	pg_uuid_t stock_id;
-	int32	  on_hand;
-	Movement  movement;
-
-	values[0] = UUIDPGetDatum(&line->product_id);
-	values[1] = uuid_or_null(&line->variant_id, &nulls[1]);
-	values[2] = UUIDPGetDatum(&line->warehouse_id.value);
-	values[3] = Int32GetDatum(line->quantity);
-	ta_execute(nspid, line->variant_id.isnull ? &receive_product : &receive_variant,
-			   SPI_OK_INSERT_RETURNING, values, nulls);
-	stock_id = spi_uuid(0, 1);
-	on_hand = spi_int4(0, 2);
-
-	movement.stock_id = stock_id;
-	movement.quantity = line->quantity;
-	movement.order_id.isnull = movement.reservation_id.isnull = true;
-	write_movements(nspid, &movement, 1, posting);
-	return on_hand;
-}
-
 /* What a warehouse has of a SKU. */
 static int32
 units_on_hand(Oid nspid, const TaLine *line)
@@ -1993,31 +1225,51 @@ units_on_hand(Oid nspid, const TaLine *line)
 	values[1] = uuid_or_null(&line->variant_id, &nulls[1]);
 	values[2] = UUIDPGetDatum(&line->warehouse_id.value);
 	ta_execute(nspid, &on_hand_in_warehouse, SPI_OK_SELECT, values, nulls);
-	return spi_int4(0, 1);
+	return ta_spi_int4(0, 1);
 }
 
-/* Posts a difference to rows that are locked: taken units of each, negated. */
-static void
-remove_taken(Oid nspid, Demand *demand, const TaPosting *posting)
+/* Adds units, making the stock row where there is none, and posts them. */
+static int32
+add_units(Oid nspid, TaLine *line, const TaPosting *posting)
 {
-	StockChange *changes = palloc0(sizeof(StockChange) * demand->nrows);
-	Movement	*movements = palloc0(sizeof(Movement) * demand->nrows);
-	int			 n = 0;
+	Datum	   values[4];
+	char	   nulls[5] = "    ";
+	pg_uuid_t  stock_id;
+	TaMovement movement;
+
+	values[0] = UUIDPGetDatum(&line->product_id);
+	values[1] = uuid_or_null(&line->variant_id, &nulls[1]);
+	values[2] = UUIDPGetDatum(&line->warehouse_id.value);
+	values[3] = Int32GetDatum(line->quantity);
+	ta_execute(nspid, line->variant_id.isnull ? &receive_product : &receive_variant,
+			   SPI_OK_INSERT_RETURNING, values, nulls);
+	stock_id = ta_spi_uuid(0, 1);
+
+	movement.stock_id = stock_id;
+	movement.quantity = line->quantity;
+	movement.order_id.isnull = movement.reservation_id.isnull = true;
+	ta_write_movements(nspid, &movement, 1, posting);
+	ta_stripes_even_out(nspid, line, &stock_id);
+	return units_on_hand(nspid, line);
+}
+
+/* Writes the ledger of units that were removed. */
+static void
+post_removed(Oid nspid, TaDemand *demand, const TaPosting *posting)
+{
+	TaMovement *movements = palloc0(sizeof(TaMovement) * Max(demand->nrows, 1));
+	int			n = 0;
 
 	for (int r = 0; r < demand->nrows; r++)
 	{
 		if (demand->rows[r].taken == 0)
 			continue;
-		changes[n].id = demand->rows[r].id;
-		changes[n].tid = demand->rows[r].tid;
-		changes[n].on_hand = -demand->rows[r].taken;
 		movements[n].stock_id = demand->rows[r].id;
 		movements[n].quantity = -demand->rows[r].taken;
 		movements[n].order_id.isnull = movements[n].reservation_id.isnull = true;
 		n++;
 	}
-	change_stock(nspid, changes, n);
-	write_movements(nspid, movements, n, posting);
+	ta_write_movements(nspid, movements, n, posting);
 }
 
 /*
@@ -2084,11 +1336,12 @@ ta_adjust_stock(PG_FUNCTION_ARGS)
 		on_hand = add_units(nspid, &line, &posting);
 	else
 	{
-		Demand demand;
+		TaDemand demand;
 
 		line.quantity = -line.quantity;
-		secure_demand(nspid, &demand, &line, 1, TA_ERRCODE_INSUFFICIENT_STOCK);
-		remove_taken(nspid, &demand, &posting);
+		ta_secure_demand(nspid, &demand, &line, 1, TA_USE_REMOVE, false,
+						 TA_ERRCODE_INSUFFICIENT_STOCK);
+		post_removed(nspid, &demand, &posting);
 		on_hand = units_on_hand(nspid, &line);
 	}
 	ta_frame_end(&frame);
@@ -2109,7 +1362,7 @@ ta_transfer_stock(PG_FUNCTION_ARGS)
 	TaPosting				 posting = {.movement_type = "transfer", .actor_isnull = true};
 	TaFrame					 frame;
 	TaLine					 lines[2];
-	Demand					 demand;
+	TaDemand				 demand;
 	Oid						 nspid;
 	Datum					 values[4];
 	char					 nulls[5] = "    ";
@@ -2135,8 +1388,9 @@ ta_transfer_stock(PG_FUNCTION_ARGS)
 
 	/* the target's rows are locked with the source's, by a line that wants nothing */
 	lines[1].quantity = 0;
-	secure_demand(nspid, &demand, lines, 2, TA_ERRCODE_INSUFFICIENT_STOCK);
-	remove_taken(nspid, &demand, &posting);
+	ta_secure_demand(nspid, &demand, lines, 2, TA_USE_REMOVE, true,
+					 TA_ERRCODE_INSUFFICIENT_STOCK);
+	post_removed(nspid, &demand, &posting);
 	lines[1].quantity = lines[0].quantity;
 	add_units(nspid, &lines[1], &posting);
 	ta_frame_end(&frame);
@@ -2424,13 +1678,14 @@ ta_expire_reservations(PG_FUNCTION_ARGS)
 	count = (int) ta_execute(nspid, &lock_expired_stock, SPI_OK_SELECT, values, NULL);
 	ids = palloc(sizeof(pg_uuid_t) * Max(count, 1));
 	for (int i = 0; i < count; i++)
-		ids[i] = spi_uuid(i, 1);
+		ids[i] = ta_spi_uuid(i, 1);
 	values[2] = ta_uuid_array(ids, count);
 	count = (int) ta_execute(nspid, &expire_oldest, SPI_OK_UPDATE_RETURNING, values, NULL);
 	ids = palloc(sizeof(pg_uuid_t) * Max(count, 1));
 	for (int i = 0; i < count; i++)
-		ids[i] = spi_uuid(i, 1);
+		ids[i] = ta_spi_uuid(i, 1);
 	free_parts(nspid, ids, count);
+	ta_stripes_fold_cooled(nspid);
 	ta_frame_end(&frame);
 	PG_RETURN_INT32(count);
 }

@@ -5,8 +5,9 @@
  *
  * The counterpart of row_writer.c for the few rows that an order looks up: an
  * index scan under the transaction's snapshot, as an Index Scan node makes it,
- * and a row lock, as a LockRows node takes it.  The key is one column; any
- * B-tree index that begins with it and leaves out no value will do.
+ * and a row lock, as a LockRows node takes it.  The key is one column, or two;
+ * any B-tree index that begins with the first and leaves out no row that is
+ * wanted will do.
  *
  * ta_reader_open returns NULL where the table does not allow it (row security
  * for the role that reads, no such index, a column of another type, a missing
@@ -57,6 +58,7 @@ typedef struct Lookup
 	bool	   valid;  /* cleared by invalidation, also while we look */
 	bool	   usable; /* set last */
 	Oid		   index;
+	AttrNumber second; /* which column of the index is the second key */
 	AttrNumber attnums[MAX_COLUMNS];
 } Lookup;
 
@@ -65,9 +67,12 @@ struct TaRowReader
 	Relation		rel;
 	Relation		index;
 	RegProcedure	equality;
+	RegProcedure	second_equality;
+	AttrNumber		second; /* 0: the key is one column */
 	AttrNumber		attnums[MAX_COLUMNS];
 	int				ncolumns;
-	Snapshot		snapshot;
+	Snapshot		snapshot; /* registered, but for a dirty one */
+	SnapshotData	dirty;
 	IndexScanDesc	scan;
 	TupleTableSlot *slot;
 	TupleTableSlot *locked;
@@ -116,17 +121,19 @@ equality_of(Oid type)
 			return F_UUID_EQ;
 		case TEXTOID:
 			return F_TEXTEQ;
+		case INT2OID:
+			return F_INT2EQ;
 		default:
 			return InvalidOid;
 	}
 }
 
 /*
- * Whether an index holds every row that has a value in its key: it is whole, or
- * leaves out only those where the column is NULL.
+ * Whether an index holds every row that is wanted: it is whole, or leaves out
+ * only those where the key is NULL, or those where null_attnum is not.
  */
 static bool
-is_complete(Relation index, AttrNumber attnum)
+is_complete(Relation index, AttrNumber attnum, AttrNumber null_attnum)
 {
 	List	 *predicate = RelationGetIndexPredicate(index);
 	NullTest *test;
@@ -136,13 +143,29 @@ is_complete(Relation index, AttrNumber attnum)
 	if (list_length(predicate) != 1 || !IsA(linitial(predicate), NullTest))
 		return false;
 	test = linitial_node(NullTest, predicate);
-	return test->nulltesttype == IS_NOT_NULL && IsA(test->arg, Var) &&
-		   ((Var *) test->arg)->varattno == attnum;
+	if (!IsA(test->arg, Var))
+		return false;
+	return ((Var *) test->arg)->varattno ==
+		   (test->nulltesttype == IS_NOT_NULL ? attnum : null_attnum);
 }
 
-/* An index that finds rows by their column attnum. */
+/* Which column of an index holds attnum, from 1; 0 where none does. */
+static AttrNumber
+index_column(Relation index, AttrNumber attnum)
+{
+	for (int i = 0; i < IndexRelationGetNumberOfKeyAttributes(index); i++)
+		if (index->rd_index->indkey.values[i] == attnum)
+			return i + 1;
+	return 0;
+}
+
+/*
+ * An index that finds rows by their column attnum, and by second where that is
+ * not 0; *column is then the place of that one.
+ */
 static Oid
-find_index(Relation rel, AttrNumber attnum)
+find_index(Relation rel, AttrNumber attnum, AttrNumber second, AttrNumber null_attnum,
+		   AttrNumber *column)
 {
 	List	 *indexes = RelationGetIndexList(rel);
 	ListCell *cell;
@@ -152,9 +175,10 @@ find_index(Relation rel, AttrNumber attnum)
 	{
 		Relation index = index_open(lfirst_oid(cell), AccessShareLock);
 
+		*column = second != 0 ? index_column(index, second) : 0;
 		if (index->rd_index->indisvalid && index->rd_rel->relam == BTREE_AM_OID &&
-			index->rd_index->indkey.values[0] == attnum &&
-			is_complete(index, attnum) && !index->rd_index->indcheckxmin)
+			index->rd_index->indkey.values[0] == attnum && (second == 0 || *column > 1) &&
+			is_complete(index, attnum, null_attnum) && !index->rd_index->indcheckxmin)
 			found = RelationGetRelid(index);
 		index_close(index, AccessShareLock);
 		if (OidIsValid(found))
@@ -165,7 +189,8 @@ find_index(Relation rel, AttrNumber attnum)
 }
 
 static void
-build_lookup(Lookup *lookup, Relation rel, const TaColumn *columns, int ncolumns)
+build_lookup(Lookup *lookup, Relation rel, const TaReaderKey *key,
+			 const TaColumn *columns, int ncolumns)
 {
 	TupleDesc desc = RelationGetDescr(rel);
 	bool	  usable = false;
@@ -192,23 +217,22 @@ build_lookup(Lookup *lookup, Relation rel, const TaColumn *columns, int ncolumns
 		}
 		if (usable)
 		{
-			lookup->index = find_index(rel, lookup->attnums[0]);
+			AttrNumber null_attnum = InvalidAttrNumber;
+
+			if (key->null_column != NULL)
+				null_attnum = get_attnum(RelationGetRelid(rel), key->null_column);
+			lookup->index = find_index(rel, lookup->attnums[0],
+									   key->nkeys > 1 ? lookup->attnums[1] : 0,
+									   null_attnum, &lookup->second);
 			usable = OidIsValid(lookup->index);
 		}
 	}
 	lookup->usable = usable;
 }
 
-/*
- * ta_reader_open
- *		Opens a table to find rows by the first of the columns.
- *
- * columns is a static array: its address is part of the cache's key.  Locks the
- * table as a SELECT would, or one with FOR UPDATE.  The snapshot is the
- * transaction's: in READ COMMITTED, a new one.
- */
-TaRowReader *
-ta_reader_open(Oid relid, bool for_update, const TaColumn *columns, int ncolumns)
+static TaRowReader *
+open_reader(const TaReaderKey *by, Oid relid, bool for_update, bool dirty,
+			const TaColumn *columns, int ncolumns)
 {
 	LookupKey	 key;
 	Lookup		*lookup;
@@ -229,7 +253,7 @@ ta_reader_open(Oid relid, bool for_update, const TaColumn *columns, int ncolumns
 	if (!found)
 		lookup->valid = false;
 	if (!lookup->valid)
-		build_lookup(lookup, rel, columns, ncolumns);
+		build_lookup(lookup, rel, by, columns, ncolumns);
 	if (!lookup->usable ||
 		pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) != ACLCHECK_OK ||
 		(for_update && pg_class_aclcheck(relid, GetUserId(), ACL_UPDATE) != ACLCHECK_OK) ||
@@ -244,11 +268,75 @@ ta_reader_open(Oid relid, bool for_update, const TaColumn *columns, int ncolumns
 	reader->ncolumns = ncolumns;
 	memcpy(reader->attnums, lookup->attnums, sizeof(reader->attnums));
 	reader->equality = equality_of(columns[0].type);
+	if (by->nkeys > 1)
+	{
+		reader->second = lookup->second;
+		reader->second_equality = equality_of(columns[1].type);
+	}
 	reader->index = index_open(lookup->index, AccessShareLock);
 	CommandCounterIncrement(); /* see what the command that called us has written */
-	reader->snapshot = RegisterSnapshot(GetTransactionSnapshot());
+	if (dirty)
+	{
+		InitDirtySnapshot(reader->dirty);
+		reader->snapshot = &reader->dirty;
+	}
+	else
+		reader->snapshot = RegisterSnapshot(GetTransactionSnapshot());
 	reader->slot = MakeSingleTupleTableSlot(RelationGetDescr(rel), table_slot_callbacks(rel));
 	return reader;
+}
+
+/*
+ * ta_reader_open
+ *		Opens a table to find rows by the first of the columns.
+ *
+ * columns is a static array: its address is part of the cache's key.  Locks the
+ * table as a SELECT would, or one with FOR UPDATE.  The snapshot is the
+ * transaction's: in READ COMMITTED, a new one.
+ */
+TaRowReader *
+ta_reader_open(Oid relid, bool for_update, const TaColumn *columns, int ncolumns)
+{
+	static const TaReaderKey first = {1, NULL};
+
+	return ta_reader_open_by(&first, relid, for_update, columns, ncolumns);
+}
+
+/*
+ * ta_reader_open_by
+ *		The same with a key as described; it goes with the list of columns.
+ */
+TaRowReader *
+ta_reader_open_by(const TaReaderKey *by, Oid relid, bool for_update,
+				  const TaColumn *columns, int ncolumns)
+{
+	return open_reader(by, relid, for_update, false, columns, ncolumns);
+}
+
+/*
+ * ta_reader_open_dirty
+ *		The same to see, besides what is committed, what is not: a row that is
+ *		being changed comes in both versions.
+ *
+ * For guessing what is to come, and not for locking.
+ */
+TaRowReader *
+ta_reader_open_dirty(Oid relid, const TaColumn *columns, int ncolumns)
+{
+	static const TaReaderKey first = {1, NULL};
+
+	return open_reader(&first, relid, false, true, columns, ncolumns);
+}
+
+/*
+ * ta_reader_writer
+ *		Whose the row that was found last is, where he has not committed;
+ *		InvalidTransactionId where he has.
+ */
+TransactionId
+ta_reader_writer(TaRowReader *reader)
+{
+	return reader->dirty.xmin;
 }
 
 /*
@@ -258,13 +346,28 @@ ta_reader_open(Oid relid, bool for_update, const TaColumn *columns, int ncolumns
 void
 ta_reader_find(TaRowReader *reader, Datum key)
 {
-	ScanKeyData scankey;
+	ta_reader_find_two(reader, key, (Datum) 0);
+}
 
-	ScanKeyEntryInitialize(&scankey, 0, 1, BTEqualStrategyNumber, InvalidOid,
+/*
+ * ta_reader_find_two
+ *		The same where the key has two columns.
+ */
+void
+ta_reader_find_two(TaRowReader *reader, Datum key, Datum second)
+{
+	ScanKeyData scankeys[2];
+	int			nkeys = reader->second != 0 ? 2 : 1;
+
+	ScanKeyEntryInitialize(&scankeys[0], 0, 1, BTEqualStrategyNumber, InvalidOid,
 						   reader->index->rd_indcollation[0], reader->equality, key);
+	if (nkeys > 1)
+		ScanKeyEntryInitialize(&scankeys[1], 0, reader->second, BTEqualStrategyNumber, InvalidOid,
+							   reader->index->rd_indcollation[reader->second - 1],
+							   reader->second_equality, second);
 	if (reader->scan == NULL)
-		reader->scan = ta_index_beginscan(reader->rel, reader->index, reader->snapshot, 1);
-	index_rescan(reader->scan, &scankey, 1, NULL, 0);
+		reader->scan = ta_index_beginscan(reader->rel, reader->index, reader->snapshot, nkeys);
+	index_rescan(reader->scan, scankeys, nkeys, NULL, 0);
 }
 
 /* The columns of a slot. */
@@ -338,6 +441,52 @@ ta_reader_lock(TaRowReader *reader, ItemPointer tid, Datum *values, bool *nulls)
 }
 
 /*
+ * ta_reader_try_lock
+ *		Locks a row that was found, FOR NO KEY UPDATE, unless somebody has it.
+ *
+ * Waits for nobody.  With newest, the newest version is locked and its columns
+ * read (in READ COMMITTED); without, only the very version that was found, so
+ * that what was read of it is still so and a row of no use is not locked.  tid
+ * becomes that of the version that is locked.
+ */
+TaLockResult
+ta_reader_try_lock(TaRowReader *reader, ItemPointer tid, bool newest, Datum *values, bool *nulls)
+{
+	TM_FailureData failure;
+	TM_Result	   result;
+	int			   flags = 0;
+
+	if (reader->locked == NULL)
+		reader->locked = MakeSingleTupleTableSlot(RelationGetDescr(reader->rel),
+												  table_slot_callbacks(reader->rel));
+	if (newest && !IsolationUsesXactSnapshot())
+		flags = TUPLE_LOCK_FLAG_LOCK_UPDATE_IN_PROGRESS | TUPLE_LOCK_FLAG_FIND_LAST_VERSION;
+
+	result = table_tuple_lock(reader->rel, tid, reader->snapshot, reader->locked,
+							  GetCurrentCommandId(true), LockTupleNoKeyExclusive,
+							  LockWaitSkip, flags, &failure);
+	switch (result)
+	{
+		case TM_Ok:
+			*tid = reader->locked->tts_tid;
+			read_columns(reader, reader->locked, values, nulls);
+			return TA_LOCKED;
+
+		case TM_WouldBlock:
+			return TA_BUSY;
+
+		case TM_Updated:
+			return TA_CHANGED;
+
+		case TM_Deleted:
+			return TA_GONE;
+
+		default:
+			elog(ERROR, "unexpected result of a row lock: %d", (int) result);
+	}
+}
+
+/*
  * ta_reader_close
  *		Ends the scan; the table stays locked until the transaction ends.
  */
@@ -349,7 +498,8 @@ ta_reader_close(TaRowReader *reader)
 	ExecDropSingleTupleTableSlot(reader->slot);
 	if (reader->locked != NULL)
 		ExecDropSingleTupleTableSlot(reader->locked);
-	UnregisterSnapshot(reader->snapshot);
+	if (reader->snapshot != &reader->dirty)
+		UnregisterSnapshot(reader->snapshot);
 	index_close(reader->index, NoLock);
 	table_close(reader->rel, NoLock);
 	pfree(reader);

@@ -98,7 +98,8 @@ typedef struct Format
 	int			   ncolumns;
 	DefaultColumn *defaults;
 	int			   ndefaults;
-	ExprState	 **checks; /* NULL: none */
+	ExprState	 **checks;	  /* NULL: none */
+	TriggerDesc	  *unvouched; /* the triggers without those that were vouched for */
 } Format;
 
 struct TaRowWriter
@@ -331,9 +332,95 @@ prepare_checks(Format *format, Relation rel, EState *estate)
 	}
 }
 
+/*
+ * Whether all triggers of a table are the server's own or ours: then what was
+ * written to it stays as it is.
+ */
+static bool
+triggers_leave_alone(Relation rel)
+{
+	TriggerDesc *triggers = rel->trigdesc;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+		if (!triggers->triggers[i].tgisinternal && !is_ours(triggers->triggers[i].tgfoid))
+			return false;
+	return true;
+}
+
+/* The constraint of a foreign key that was vouched for; InvalidOid: not there. */
+static Oid
+vouched_constraint(Relation rel, const TaVouched *vouched)
+{
+	AttrNumber attnum = get_attnum(RelationGetRelid(rel), vouched->column);
+	Oid		   referenced = get_relname_relid(vouched->table, RelationGetNamespace(rel));
+	ListCell  *cell;
+
+	if (attnum <= 0 || !OidIsValid(referenced))
+		return InvalidOid;
+	foreach(cell, RelationGetFKeyList(rel))
+	{
+		ForeignKeyCacheInfo *key = lfirst(cell);
+
+		if (key->nkeys == 1 && key->conkey[0] == attnum && key->confrelid == referenced &&
+			key->confkey[0] == get_attnum(referenced, "id"))
+			return key->conoid;
+	}
+	return InvalidOid;
+}
+
+/* The triggers of a table that remain where foreign keys were vouched for. */
+static TriggerDesc *
+unvouched_triggers(Relation rel, const TaVouched *vouched, int nvouched)
+{
+	TriggerDesc *triggers;
+	int			 n = 0;
+
+	if (nvouched == 0 || rel->trigdesc == NULL || !triggers_leave_alone(rel))
+		return NULL;
+	triggers = CopyTriggerDesc(rel->trigdesc);
+	triggers->trig_insert_after_row = false;
+	for (int i = 0; i < triggers->numtriggers; i++)
+	{
+		Trigger *trigger = &triggers->triggers[i];
+		bool	 checked = false;
+
+		for (int v = 0; v < nvouched && trigger->tgisinternal; v++)
+			checked |= OidIsValid(trigger->tgconstraint) &&
+					   trigger->tgconstraint == vouched_constraint(rel, &vouched[v]);
+		if (checked)
+			continue;
+		if (TRIGGER_TYPE_MATCHES(trigger->tgtype, TRIGGER_TYPE_ROW, TRIGGER_TYPE_AFTER, TRIGGER_TYPE_INSERT))
+			triggers->trig_insert_after_row = true;
+		triggers->triggers[n++] = *trigger;
+	}
+	triggers->numtriggers = n;
+	return triggers;
+}
+
+/* Whether the rows that were vouched for are still as they were written or locked. */
+static bool
+vouched_rows_stand(Relation rel, const TaVouched *vouched, int nvouched)
+{
+	bool stand = true;
+
+	for (int v = 0; v < nvouched && stand; v++)
+	{
+		Oid		 referenced = get_relname_relid(vouched[v].table, RelationGetNamespace(rel));
+		Relation table;
+
+		if (!OidIsValid(referenced))
+			return false;
+		table = table_open(referenced, AccessShareLock);
+		stand = triggers_leave_alone(table);
+		table_close(table, AccessShareLock);
+	}
+	return stand;
+}
+
 /* Fills a format from the table, which is open. */
 static void
 build_format(Format *format, Relation rel, const char *statement_trigger,
+			 const TaVouched *vouched, int nvouched,
 			 const TaColumn *columns, int ncolumns)
 {
 	MemoryContext old_context;
@@ -364,6 +451,7 @@ build_format(Format *format, Relation rel, const char *statement_trigger,
 			 (format->key.operation != CMD_INSERT || prepare_defaults(format, rel, estate));
 	if (usable)
 		prepare_checks(format, rel, estate);
+	format->unvouched = usable ? unvouched_triggers(rel, vouched, nvouched) : NULL;
 	MemoryContextSwitchTo(old_context);
 	format->usable = usable;
 }
@@ -371,7 +459,7 @@ build_format(Format *format, Relation rel, const char *statement_trigger,
 /* The format for a table that is open, NULL where it cannot be used. */
 static Format *
 format_of(Relation rel, CmdType operation, const char *statement_trigger,
-		  const TaColumn *columns, int ncolumns)
+		  const TaVouched *vouched, int nvouched, const TaColumn *columns, int ncolumns)
 {
 	FormatKey key;
 	Format	 *format;
@@ -397,7 +485,7 @@ format_of(Relation rel, CmdType operation, const char *statement_trigger,
 		if (format->context != NULL)
 			MemoryContextDelete(format->context);
 		format->context = NULL;
-		build_format(format, rel, statement_trigger, columns, ncolumns);
+		build_format(format, rel, statement_trigger, vouched, nvouched, columns, ncolumns);
 	}
 	return format->usable ? format : NULL;
 }
@@ -429,8 +517,8 @@ domains_allow(const Format *format)
 }
 
 static TaRowWriter *
-open_writer(const char *statement_trigger, Oid relid, CmdType operation,
-			const TaColumn *columns, int ncolumns)
+open_writer(const char *statement_trigger, const TaVouched *vouched, int nvouched,
+			Oid relid, CmdType operation, const TaColumn *columns, int ncolumns)
 {
 	Relation	 rel;
 	Format		*format;
@@ -440,7 +528,7 @@ open_writer(const char *statement_trigger, Oid relid, CmdType operation,
 		return NULL;
 	PreventCommandIfReadOnly(operation == CMD_INSERT ? "INSERT" : "UPDATE");
 	rel = table_open(relid, RowExclusiveLock);
-	format = format_of(rel, operation, statement_trigger, columns, ncolumns);
+	format = format_of(rel, operation, statement_trigger, vouched, nvouched, columns, ncolumns);
 	if (format == NULL || !domains_allow(format) ||
 		(statement_trigger != NULL && SessionReplicationRole != SESSION_REPLICATION_ROLE_ORIGIN) ||
 		pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) != ACLCHECK_OK ||
@@ -470,6 +558,8 @@ open_writer(const char *statement_trigger, Oid relid, CmdType operation,
 	writer->target = makeNode(ResultRelInfo);
 	InitResultRelInfo(writer->target, rel, 0, NULL, 0);
 	writer->target->TA_RI_CHECKS = format->checks;
+	if (format->unvouched != NULL && vouched_rows_stand(rel, vouched, nvouched))
+		writer->target->ri_TrigDesc = format->unvouched;
 	writer->estate->es_opened_result_relations = list_make1(writer->target);
 	ExecOpenIndices(writer->target, false);
 
@@ -494,7 +584,7 @@ open_writer(const char *statement_trigger, Oid relid, CmdType operation,
 TaRowWriter *
 ta_writer_open(Oid relid, CmdType operation, const TaColumn *columns, int ncolumns)
 {
-	return open_writer(NULL, relid, operation, columns, ncolumns);
+	return open_writer(NULL, NULL, 0, relid, operation, columns, ncolumns);
 }
 
 /*
@@ -506,7 +596,21 @@ TaRowWriter *
 ta_writer_open_for(const char *statement_trigger, Oid relid,
 				   const TaColumn *columns, int ncolumns)
 {
-	return open_writer(statement_trigger, relid, CMD_UPDATE, columns, ncolumns);
+	return open_writer(statement_trigger, NULL, 0, relid, CMD_UPDATE, columns, ncolumns);
+}
+
+/*
+ * ta_writer_open_vouched
+ *		The same for inserting rows whose foreign keys, or some of them, name rows
+ *		that the caller has written or locked in this transaction: they are not
+ *		looked up again, unless a trigger of somebody else's might have taken
+ *		those rows away.
+ */
+TaRowWriter *
+ta_writer_open_vouched(const TaVouched *vouched, int nvouched, Oid relid,
+					   const TaColumn *columns, int ncolumns)
+{
+	return open_writer(NULL, vouched, nvouched, relid, CMD_INSERT, columns, ncolumns);
 }
 
 /*

@@ -20,6 +20,17 @@ typedef struct TaColumn
 	Oid			type;
 } TaColumn;
 
+/*
+ * A foreign key of the written table to the key "id" of a table beside it, and
+ * the caller's word that the rows it names are there: he has written or locked
+ * them in this very transaction.
+ */
+typedef struct TaVouched
+{
+	const char *column;
+	const char *table;
+} TaVouched;
+
 typedef struct TaRowWriter TaRowWriter;
 
 extern void ta_row_writer_init(void);
@@ -29,6 +40,8 @@ extern TaRowWriter *ta_writer_open(Oid relid, CmdType operation,
 								   const TaColumn *columns, int ncolumns);
 extern TaRowWriter *ta_writer_open_for(const char *statement_trigger, Oid relid,
 									   const TaColumn *columns, int ncolumns);
+extern TaRowWriter *ta_writer_open_vouched(const TaVouched *vouched, int nvouched, Oid relid,
+										   const TaColumn *columns, int ncolumns);
 extern bool			ta_writer_stands_in(const TaRowWriter *writer);
 extern void			ta_writer_insert(TaRowWriter *writer, const Datum *values, const bool *nulls);
 extern void			ta_writer_load(TaRowWriter *writer, ItemPointer tid, Datum *values, bool *nulls);

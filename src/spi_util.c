@@ -18,6 +18,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_namespace.h"
@@ -186,6 +187,49 @@ ta_frame_end(TaFrame *frame)
 		AtEOXact_GUC(true, frame->guc_level);
 	if (SPI_finish() != SPI_OK_FINISH)
 		elog(ERROR, "SPI_finish failed");
+}
+
+/*
+ * ta_in_savepoint
+ *		Does some work in a subtransaction, and undoes it with all locks that it
+ *		took where it returns false.  Returns what work returned.
+ *
+ * An error undoes it, too, and goes on to the caller: whoever catches it finds
+ * the subtransaction that he began himself.
+ */
+bool
+ta_in_savepoint(bool (*work)(void *arg), void *arg)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool kept = false;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		kept = work(arg);
+		if (kept)
+			ReleaseCurrentSubTransaction();
+		else
+			RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		ReThrowError(error);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return kept;
 }
 
 /* The statement's text for one store. */
@@ -360,4 +404,57 @@ char *
 ta_spi_text(uint64 row, int column)
 {
 	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
+}
+
+/*
+ * ta_spi_uuid
+ *		Copies a uuid column of the current result, which is not NULL.
+ */
+pg_uuid_t
+ta_spi_uuid(uint64 row, int column)
+{
+	bool  isnull;
+	Datum value = ta_spi_value(row, column, &isnull);
+
+	Assert(!isnull);
+	return *DatumGetUUIDP(value);
+}
+
+/*
+ * ta_spi_nullable_uuid
+ *		The same of a column that may be NULL.
+ */
+TaUuid
+ta_spi_nullable_uuid(uint64 row, int column)
+{
+	TaUuid result = {.isnull = true};
+	Datum  value = ta_spi_value(row, column, &result.isnull);
+
+	if (!result.isnull)
+		result.value = *DatumGetUUIDP(value);
+	return result;
+}
+
+/*
+ * ta_spi_int4
+ *		An integer column of the current result, which is not NULL.
+ */
+int32
+ta_spi_int4(uint64 row, int column)
+{
+	bool isnull;
+
+	return DatumGetInt32(ta_spi_value(row, column, &isnull));
+}
+
+/*
+ * ta_spi_tid
+ *		A tid column of the current result, which is not NULL.
+ */
+ItemPointerData
+ta_spi_tid(uint64 row, int column)
+{
+	bool isnull;
+
+	return *((ItemPointer) DatumGetPointer(ta_spi_value(row, column, &isnull)));
 }

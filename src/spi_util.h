@@ -12,6 +12,9 @@
 #include "postgres.h"
 
 #include "executor/spi.h"
+#include "storage/itemptr.h"
+
+#include "array_util.h"
 
 #define TA_MAX_ARGS 24
 
@@ -47,6 +50,8 @@ extern Oid ta_relation_owner(Oid relid);
 extern void ta_frame_begin(TaFrame *frame, Oid act_as);
 extern void ta_frame_end(TaFrame *frame);
 
+extern bool ta_in_savepoint(bool (*work)(void *arg), void *arg);
+
 extern uint64 ta_execute(Oid nspid, const TaStatement *statement, int expected,
 						 Datum *values, const char *nulls);
 extern uint64 ta_query(Oid nspid, const TaStatement *statement,
@@ -54,5 +59,10 @@ extern uint64 ta_query(Oid nspid, const TaStatement *statement,
 
 extern Datum ta_spi_value(uint64 row, int column, bool *isnull);
 extern char *ta_spi_text(uint64 row, int column);
+
+extern pg_uuid_t	   ta_spi_uuid(uint64 row, int column);
+extern TaUuid		   ta_spi_nullable_uuid(uint64 row, int column);
+extern int32		   ta_spi_int4(uint64 row, int column);
+extern ItemPointerData ta_spi_tid(uint64 row, int column);
 
 #endif /* TECHALLY_SPI_UTIL_H */

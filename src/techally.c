@@ -18,6 +18,7 @@
 #include "spi_util.h"
 #include "state_machine.h"
 #include "store.h"
+#include "stripes.h"
 #include "trigger_util.h"
 
 PG_MODULE_MAGIC;
@@ -36,6 +37,7 @@ _PG_init(void)
 	ta_state_machine_init();
 	ta_partition_init();
 	ta_soft_delete_init();
+	ta_stripes_init();
 
 	MarkGUCPrefixReserved("techally");
 }

@@ -91,3 +91,64 @@ CREATE FUNCTION techally.expire_reservations(
 LANGUAGE c AS 'MODULE_PATHNAME', 'ta_expire_reservations';
 COMMENT ON FUNCTION techally.expire_reservations(name, integer) IS
 'Collects reservations that have expired; returns how many';
+
+CREATE FUNCTION techally.stripe_stock(
+    store name,
+    sku text,
+    warehouse text,
+    stripes integer
+) RETURNS void
+LANGUAGE c AS 'MODULE_PATHNAME', 'ta_stripe_stock';
+COMMENT ON FUNCTION techally.stripe_stock(name, text, text, integer) IS
+'Spreads the units of a SKU in a warehouse over several rows, so that many can reserve at once; 1 folds them back';
+
+CREATE FUNCTION techally.fold_cooled_stock(
+    store name,
+    idle interval DEFAULT '5 minutes'
+) RETURNS integer
+LANGUAGE c AS 'MODULE_PATHNAME', 'ta_fold_cooled_stock';
+COMMENT ON FUNCTION techally.fold_cooled_stock(name, interval) IS
+'Folds stock that was spread by itself and has hardly been touched for so long; returns how many. For maintenance';
+
+-- For the view, which spans all stores: those that its reader may read.
+CREATE FUNCTION techally.list_hot_stock()
+RETURNS TABLE (store name, sku text, warehouse text, since timestamptz, stripes integer, automatic boolean)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    schema_name name;
+    readable boolean;
+BEGIN
+    FOR schema_name IN SELECT s.store FROM techally.stores s ORDER BY 1 LOOP
+        SELECT count(*) = 4 INTO readable
+          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE n.nspname = schema_name
+           AND c.relname IN ('stock_stripes', 'inventory_stock', 'skus', 'warehouses')
+           AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT');
+        IF NOT readable THEN
+            CONTINUE;
+        END IF;
+        RETURN QUERY EXECUTE format($query$
+            SELECT %1$L::name, k.sku::text, w.code::text, t.since, t.stripes::integer, t.automatic
+              FROM %1$I.stock_stripes t
+              JOIN %1$I.inventory_stock s ON s.id = t.stock_id
+              JOIN %1$I.skus k ON k.product_id = s.product_id AND k.variant_id IS NOT DISTINCT FROM s.variant_id
+              JOIN %1$I.warehouses w ON w.id = s.warehouse_id
+             ORDER BY k.sku, w.code$query$, schema_name);
+    END LOOP;
+END
+$function$;
+COMMENT ON FUNCTION techally.list_hot_stock() IS
+'What the view hot_stock shows: of all stores whose stock the caller may read';
+
+CREATE VIEW techally.hot_stock AS
+SELECT h.store, h.sku, h.warehouse, h.since, h.stripes, h.automatic
+  FROM techally.list_hot_stock() h;
+GRANT SELECT ON techally.hot_stock TO PUBLIC;
+COMMENT ON VIEW techally.hot_stock IS 'Stock that is spread over several rows because many want it at once';
+COMMENT ON COLUMN techally.hot_stock.store IS 'The store';
+COMMENT ON COLUMN techally.hot_stock.sku IS 'The SKU';
+COMMENT ON COLUMN techally.hot_stock.warehouse IS 'The warehouse''s code';
+COMMENT ON COLUMN techally.hot_stock.since IS 'Since when';
+COMMENT ON COLUMN techally.hot_stock.stripes IS 'Over how many rows';
+COMMENT ON COLUMN techally.hot_stock.automatic IS 'True: spread because buyers waited for each other; false: by stripe_stock';

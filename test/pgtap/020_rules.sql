@@ -82,12 +82,14 @@ SELECT has_function('pgtap_shop', f.name, f.args::text[], format('pgtap_shop.%s(
     ('extend_reservation', '{uuid,interval}'),
     ('release_reservation', '{uuid}'),
     ('commit_reservation', '{uuid,text}'),
-    ('expire_reservations', '{integer}')) AS f(name, args);
+    ('expire_reservations', '{integer}'),
+    ('stripe_stock', '{text,text,integer}')) AS f(name, args);
 SELECT volatility_is('pgtap_shop', 'available', '{text,text}'::name[], 'stable', 'available is stable');
 SELECT volatility_is('techally', 'check_store', '{name}'::name[], 'stable', 'check_store is stable');
 SELECT function_returns('pgtap_shop'::name, 'place_order'::name, 'pgtap_shop.orders'::text, 'place_order returns pgtap_shop.orders');
 SELECT function_returns('pgtap_shop'::name, 'import_order'::name, 'pgtap_shop.orders'::text, 'import_order returns pgtap_shop.orders');
 SELECT function_returns('pgtap_shop'::name, 'transition_order'::name, 'pgtap_shop.order_status'::text, 'transition_order returns pgtap_shop.order_status');
+SELECT function_returns('pgtap_shop'::name, 'stripe_stock'::name, 'void'::text, 'stripe_stock returns nothing');
 
 -- PUBLIC cannot call a store's functions, read its tables or make things in it
 PREPARE public_functions AS

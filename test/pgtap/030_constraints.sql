@@ -108,6 +108,11 @@ SELECT pg_temp.refuses('stock_movements', 'chk_stock_movements_type',
     'INSERT INTO stock_movements (stock_id, movement_type, quantity) SELECT id, ''theft'', -1 FROM inventory_stock');
 SELECT throws_ok('INSERT INTO stock_movements (stock_id, movement_type, quantity) VALUES (gen_random_uuid(), ''purchase'', 1)',
                  '23503', NULL, 'a movement''s stock row exists');
+SELECT lives_ok('INSERT INTO stock_stripes (stock_id, stripes) SELECT id, 2 FROM inventory_stock LIMIT 1', 'stock that is spread');
+SELECT pg_temp.refuses('stock_stripes', 'chk_stock_stripes_stripes', 'UPDATE stock_stripes SET stripes = 1');
+SELECT pg_temp.refuses_double('stock_stripes_pkey', 'INSERT INTO stock_stripes (stock_id, stripes) SELECT stock_id, 2 FROM stock_stripes');
+SELECT throws_ok('INSERT INTO stock_stripes (stock_id, stripes) VALUES (gen_random_uuid(), 2)',
+                 '23503', NULL, 'a spread stock''s first row exists');
 SELECT pg_temp.refuses('warehouses', 'chk_warehouses_code', 'INSERT INTO warehouses (code, name) VALUES ('''', ''x'')');
 SELECT pg_temp.refuses_double('uk_warehouses_code', 'INSERT INTO warehouses (code, name) VALUES (''main'', ''x'')');
 

@@ -1,0 +1,3 @@
+-- The rows that stock was spread over stay: all that serve a SKU are counted
+-- together, with or without stripes.
+DROP TABLE stock_stripes;

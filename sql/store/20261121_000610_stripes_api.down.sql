@@ -1,0 +1,1 @@
+DROP FUNCTION stripe_stock(text, text, integer);
