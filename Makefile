@@ -51,6 +51,15 @@ ifneq ($(words $(foreach tool,$(llvm_tools),$(shell command -v $(tool) 2>/dev/nu
 override with_llvm = no
 endif
 
+# Partitions are archived to files with zlib, where the server has it, too, and
+# its header is there.
+ifneq ($(call pgxs_setting,with_zlib),no)
+ifeq ($(shell echo '\#include <zlib.h>' | $(CC) -E - >/dev/null 2>&1 && echo yes),yes)
+PG_CPPFLAGS += -DTA_HAVE_ZLIB
+SHLIB_LINK += -lz
+endif
+endif
+
 include $(PGXS)
 
 # PGXS passes on the flags of the compiler that built the server; clang need

@@ -86,19 +86,8 @@ int ta_maintenance_lock_timeout = 500;
 int ta_maintenance_hold_limit = 2000;
 int ta_maintenance_retries = 3;
 
-/* A row of techally.managed_partitions. */
-typedef struct Managed
-{
-	Interval step_interval;
-	TaStep	 step;
-	int		 premake;
-	bool	 has_retention;
-	Interval retention;
-	char	*action;
-} Managed;
-
 static const TaStatement select_managed = {
-	"SELECT m.step, m.premake, m.retention, m.retention_action"
+	"SELECT m.step, m.premake, m.retention, m.retention_action, m.archive_kind, m.archive_name::text"
 	"  FROM techally.managed_partitions m WHERE m.parent = $1::pg_catalog.regclass",
 	1,
 	{OIDOID}};
@@ -126,6 +115,17 @@ static const TaStatement upsert_rate = {
 	" last_error = NULL, failures = 0, retry_at = NULL",
 	2,
 	{OIDOID, FLOAT8OID}};
+
+static const TaStatement upsert_run = {
+	"INSERT INTO techally.partition_runs AS p (parent, task, last_run, last_error, failures, retry_at)"
+	" VALUES ($1::pg_catalog.regclass, $2, pg_catalog.clock_timestamp(), $3, CASE WHEN $3 IS NULL THEN 0 ELSE 1 END,"
+	"         CASE WHEN $3 IS NULL THEN NULL ELSE pg_catalog.clock_timestamp() + interval '10 seconds' END)"
+	" ON CONFLICT (parent, task) DO UPDATE SET last_run = excluded.last_run, last_error = excluded.last_error,"
+	" failures = CASE WHEN $3 IS NULL THEN 0 ELSE p.failures + 1 END,"
+	" retry_at = CASE WHEN $3 IS NULL THEN NULL ELSE pg_catalog.clock_timestamp()"
+	"            + least(interval '10 seconds' * pg_catalog.power(2, least(p.failures, 12)), interval '1 hour') END",
+	3,
+	{OIDOID, TEXTOID, TEXTOID}};
 
 /*
  * ta_partition_init
@@ -592,9 +592,9 @@ static const TaStatement select_children = {
 	1,
 	{OIDOID}};
 
-/* A name nobody has in the schema: base and label, cut to fit, numbered if need be. */
-static char *
-free_name(Oid nspid, const char *base, const char *label)
+/* ta_free_name: a name nobody has in the schema: base and label, cut to fit, numbered if need be. */
+char *
+ta_free_name(Oid nspid, const char *base, const char *label)
 {
 	for (int n = 1;; n++)
 	{
@@ -648,7 +648,7 @@ copy_children(Oid sibling, Oid partition)
 
 		if (strncmp(name, old_name, strlen(old_name)) == 0 && name[strlen(old_name)] == '_')
 			label = name + strlen(old_name) + 1;
-		created = free_name(nspid, new_name, label);
+		created = ta_free_name(nspid, new_name, label);
 		ta_run("CREATE TABLE %s PARTITION OF %s %s%s%s",
 			   quote_qualified_identifier(get_namespace_name(nspid), created),
 			   ta_qualified_name(partition), bound,
@@ -776,6 +776,74 @@ ta_announce_partition(Oid parent, Oid partition)
 }
 
 /*
+ * ta_prepare_partition
+ *		Makes the table of a range, or of DEFAULT (range NULL), without attaching
+ *		it; only rows of the range go in until it is attached.
+ *
+ * Within ta_maintenance_begin and _end as the parent's owner.
+ */
+Oid
+ta_prepare_partition(const TaParent *parent, const TaRange *range, const char *name)
+{
+	Oid sibling = nearest_sibling(parent, range);
+	Oid partition;
+
+	/* DEFAULT is for rows that should not be there: no need to partition it, too */
+	if (range == NULL && OidIsValid(sibling) && get_rel_relkind(sibling) != RELKIND_RELATION)
+		sibling = InvalidOid;
+	partition = create_table_like(parent, name, sibling);
+	if (range != NULL)
+		ta_run("ALTER TABLE %s ADD CONSTRAINT %s CHECK (%s IS NOT NULL AND %s)",
+			   ta_qualified_name(partition), PROOF_CONSTRAINT, parent->key, ta_range_condition(parent, range));
+	return partition;
+}
+
+/*
+ * ta_attach_partition
+ *		Attaches a table that ta_prepare_partition made.
+ *
+ * The caller has locked parent and DEFAULT and described the parent since.
+ * absent says that DEFAULT has no row of the range any more; the server would
+ * read all of it to see that.
+ */
+void
+ta_attach_partition(const TaParent *parent, const TaRange *range, Oid partition, bool absent)
+{
+	bool proof = absent && OidIsValid(parent->default_oid) &&
+				 get_rel_relkind(parent->default_oid) == RELKIND_RELATION;
+	Datum values[3];
+
+	if (proof)
+		add_proof(parent, range);
+	if (range == NULL)
+		ta_run("ALTER TABLE %s ATTACH PARTITION %s DEFAULT", parent->qualified, ta_qualified_name(partition));
+	else
+	{
+		ta_run("ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%s) TO (%s)",
+			   parent->qualified, ta_qualified_name(partition),
+			   ta_bound_literal(parent->key_type, range->from),
+			   ta_bound_literal(parent->key_type, range->to));
+		ta_run("ALTER TABLE %s DROP CONSTRAINT IF EXISTS %s", ta_qualified_name(partition), PROOF_CONSTRAINT);
+	}
+	if (proof)
+		drop_proof(parent);
+
+	values[0] = ObjectIdGetDatum(parent->relid);
+	values[1] = ObjectIdGetDatum(nearest_sibling(parent, range));
+	values[2] = ObjectIdGetDatum(partition);
+	run_each(&select_finish, values);
+}
+
+/* ta_default_has_rows: whether DEFAULT has rows of a range. */
+bool
+ta_default_has_rows(const TaParent *parent, const TaRange *range)
+{
+	return OidIsValid(parent->default_oid) &&
+		   ta_run("SELECT FROM %s WHERE %s LIMIT 1", ta_qualified_name(parent->default_oid),
+				  ta_range_condition(parent, range)) > 0;
+}
+
+/*
  * ta_create_partition
  *		Makes the partition of one range, or of DEFAULT (range NULL), and
  *		attaches it.
@@ -790,56 +858,19 @@ bool
 ta_create_partition(const TaParent *parent, const TaStep *step, const TaRange *range,
 					void (*fill)(Oid partition, void *arg), void *arg, Oid *created)
 {
-	Oid	  sibling = nearest_sibling(parent, range);
-	bool  proof = false;
 	char *name;
-	Datum values[3];
 
-	if (range != NULL && OidIsValid(parent->default_oid) && fill == NULL)
-	{
-		if (ta_run("SELECT FROM ONLY %s WHERE %s LIMIT 1", ta_qualified_name(parent->default_oid),
-				   ta_range_condition(parent, range)) > 0)
-			return false;
-
-		/* an older snapshot may not have seen them all: let the server look */
-		proof = !IsolationUsesXactSnapshot();
-	}
+	if (range != NULL && fill == NULL && ta_default_has_rows(parent, range))
+		return false;
+	name = ta_free_name(parent->nspid, parent->name,
+						range == NULL ? "default" : ta_range_label(step, range->from));
+	*created = ta_prepare_partition(parent, range, name);
 	if (fill != NULL)
-		proof = true;
-	if (proof && get_rel_relkind(parent->default_oid) != RELKIND_RELATION)
-		proof = false;
-
-	/* DEFAULT is for rows that should not be there: no need to partition it, too */
-	if (range == NULL && OidIsValid(sibling) && get_rel_relkind(sibling) != RELKIND_RELATION)
-		sibling = InvalidOid;
-	name = free_name(parent->nspid, parent->name,
-					 range == NULL ? "default" : ta_range_label(step, range->from));
-	*created = create_table_like(parent, name, sibling);
-
-	if (fill != NULL)
-	{
-		ta_run("ALTER TABLE %s ADD CONSTRAINT %s CHECK (%s IS NOT NULL AND %s)",
-			   ta_qualified_name(*created), PROOF_CONSTRAINT, parent->key, ta_range_condition(parent, range));
 		fill(*created, arg);
-	}
-	if (proof)
-		add_proof(parent, range);
-	if (range == NULL)
-		ta_run("ALTER TABLE %s ATTACH PARTITION %s DEFAULT", parent->qualified, ta_qualified_name(*created));
-	else
-		ta_run("ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%s) TO (%s)",
-			   parent->qualified, ta_qualified_name(*created),
-			   ta_bound_literal(parent->key_type, range->from),
-			   ta_bound_literal(parent->key_type, range->to));
-	if (fill != NULL)
-		ta_run("ALTER TABLE %s DROP CONSTRAINT %s", ta_qualified_name(*created), PROOF_CONSTRAINT);
-	if (proof)
-		drop_proof(parent);
 
-	values[0] = ObjectIdGetDatum(parent->relid);
-	values[1] = ObjectIdGetDatum(sibling);
-	values[2] = ObjectIdGetDatum(*created);
-	run_each(&select_finish, values);
+	/* an older snapshot may not have seen all rows: let the server look */
+	ta_attach_partition(parent, range, *created,
+						range != NULL && (fill != NULL || !IsolationUsesXactSnapshot()));
 	return true;
 }
 
@@ -847,29 +878,29 @@ ta_create_partition(const TaParent *parent, const TaStep *step, const TaRange *r
  * The registry
  */
 
-static Oid
-registry_owner(void)
+Oid
+ta_partition_registry_owner(void)
 {
 	return ta_relation_owner(get_relname_relid("managed_partitions", engine_namespace()));
 }
 
 /* The settings of a managed table; NULL where it is none. */
-static Managed *
-find_managed(Oid relid)
+TaManaged *
+ta_find_managed(Oid relid)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	TaFrame		  frame;
 	Datum		  values[1] = {ObjectIdGetDatum(relid)};
-	Managed		 *managed = NULL;
+	TaManaged	 *managed = NULL;
 
-	ta_frame_begin(&frame, registry_owner());
+	ta_frame_begin(&frame, ta_partition_registry_owner());
 	PushActiveSnapshot(GetLatestSnapshot());
 	if (ta_query(engine_namespace(), &select_managed, values, NULL) > 0)
 	{
 		bool  isnull;
 		Datum value;
 
-		managed = MemoryContextAllocZero(caller, sizeof(Managed));
+		managed = MemoryContextAllocZero(caller, sizeof(TaManaged));
 		managed->step_interval = *DatumGetIntervalP(ta_spi_value(0, 1, &isnull));
 		if (!ta_step_from_interval(&managed->step_interval, &managed->step))
 			elog(ERROR, "step of a managed table is not sound");
@@ -879,6 +910,8 @@ find_managed(Oid relid)
 		if (!isnull)
 			managed->retention = *DatumGetIntervalP(value);
 		managed->action = MemoryContextStrdup(caller, ta_spi_text(0, 4));
+		managed->archive_kind = MemoryContextStrdup(caller, ta_spi_text(0, 5));
+		managed->archive_name = MemoryContextStrdup(caller, ta_spi_text(0, 6));
 	}
 	PopActiveSnapshot();
 	ta_frame_end(&frame);
@@ -897,7 +930,7 @@ ta_drain_rate(Oid relid)
 	Datum	values[1] = {ObjectIdGetDatum(relid)};
 	double	rate = 0;
 
-	ta_frame_begin(&frame, registry_owner());
+	ta_frame_begin(&frame, ta_partition_registry_owner());
 	if (ta_execute(engine_namespace(), &select_rate, SPI_OK_SELECT, values, NULL) > 0)
 	{
 		bool  isnull;
@@ -917,15 +950,15 @@ ta_record_drain(Oid relid, double rate)
 	TaFrame frame;
 	Datum	values[2] = {ObjectIdGetDatum(relid), Float8GetDatum(rate)};
 
-	ta_frame_begin(&frame, registry_owner());
+	ta_frame_begin(&frame, ta_partition_registry_owner());
 	ta_execute(engine_namespace(), &upsert_rate, SPI_OK_INSERT, values, NULL);
 	ta_frame_end(&frame);
 }
 
-static Managed *
-require_managed(Oid relid)
+TaManaged *
+ta_require_managed(Oid relid)
 {
-	Managed *managed = find_managed(relid);
+	TaManaged *managed = ta_find_managed(relid);
 
 	if (managed == NULL)
 		ereport(ERROR,
@@ -936,8 +969,8 @@ require_managed(Oid relid)
 }
 
 /* Raises 42P01 or 42501 where the table is not there or not the caller's. */
-static void
-require_owner(Oid relid)
+void
+ta_require_owner(Oid relid)
 {
 	char *name = get_rel_name(relid);
 
@@ -1029,7 +1062,7 @@ make_missing(MakeRequest *request)
 
 /* The range that should be there ahead of a moment: its own cell and premake more. */
 static bool
-premake_range(const Managed *managed, Timestamp at, Timestamp *from, Timestamp *to)
+premake_range(const TaManaged *managed, Timestamp at, Timestamp *from, Timestamp *to)
 {
 	if (!ta_step_floor(&managed->step, at, from))
 		return false;
@@ -1044,7 +1077,7 @@ premake_range(const Managed *managed, Timestamp at, Timestamp *from, Timestamp *
 
 /* Makes at most limit of the partitions that should be there ahead of a moment. */
 static int
-premake(Oid relid, const Managed *managed, Timestamp at, int limit, int *blocked)
+premake(Oid relid, const TaManaged *managed, Timestamp at, int limit, int *blocked)
 {
 	TaParent   *parent = ta_describe_parent(relid, AccessShareLock);
 	MakeRequest request = {0};
@@ -1093,6 +1126,9 @@ PG_FUNCTION_INFO_V1(ta_unmanage_partitions);
 PG_FUNCTION_INFO_V1(ta_create_partitions);
 PG_FUNCTION_INFO_V1(ta_premake_partitions);
 PG_FUNCTION_INFO_V1(ta_drain_default);
+PG_FUNCTION_INFO_V1(ta_retire_partition);
+PG_FUNCTION_INFO_V1(ta_note_partition_run);
+PG_FUNCTION_INFO_V1(ta_partition_ranges);
 PG_FUNCTION_INFO_V1(ta_partition_facts);
 
 /*
@@ -1112,7 +1148,7 @@ ta_manage_partitions(PG_FUNCTION_ARGS)
 	static const char *const names[] = {"parent", "step", "premake"};
 	Oid						 relid;
 	TaParent				*parent;
-	Managed					 managed = {0};
+	TaManaged				 managed = {0};
 	MakeRequest				 request = {0};
 	TaFrame					 frame;
 	Datum					 values[5];
@@ -1122,7 +1158,7 @@ ta_manage_partitions(PG_FUNCTION_ARGS)
 	ta_require_arguments(fcinfo, names, lengthof(names));
 	ta_require_argument(fcinfo, 4, "retention_action");
 	relid = PG_GETARG_OID(0);
-	require_owner(relid);
+	ta_require_owner(relid);
 	parent = ta_describe_parent(relid, AccessShareLock);
 	managed.step_interval = *PG_GETARG_INTERVAL_P(1);
 	check_step(parent, &managed.step_interval, &managed.step);
@@ -1161,7 +1197,7 @@ ta_manage_partitions(PG_FUNCTION_ARGS)
 	values[4] = PG_GETARG_DATUM(4);
 	if (PG_ARGISNULL(3))
 		nulls[3] = 'n';
-	ta_frame_begin(&frame, registry_owner());
+	ta_frame_begin(&frame, ta_partition_registry_owner());
 	ta_execute(engine_namespace(), &upsert_managed, SPI_OK_INSERT, values, nulls);
 	ta_frame_end(&frame);
 
@@ -1189,10 +1225,10 @@ ta_unmanage_partitions(PG_FUNCTION_ARGS)
 
 	ta_require_argument(fcinfo, 0, "parent");
 	relid = PG_GETARG_OID(0);
-	require_owner(relid);
-	(void) require_managed(relid);
+	ta_require_owner(relid);
+	(void) ta_require_managed(relid);
 	values[0] = ObjectIdGetDatum(relid);
-	ta_frame_begin(&frame, registry_owner());
+	ta_frame_begin(&frame, ta_partition_registry_owner());
 	ta_execute(engine_namespace(), &delete_managed, SPI_OK_DELETE, values, NULL);
 	ta_frame_end(&frame);
 	PG_RETURN_VOID();
@@ -1212,15 +1248,15 @@ Datum
 ta_create_partitions(PG_FUNCTION_ARGS)
 {
 	static const char *const names[] = {"parent", "from_time", "to_time"};
-	Managed					*managed;
+	TaManaged				*managed;
 	TaParent				*parent;
 	MakeRequest				 request = {0};
 	TaRange					*missing;
 
 	ta_require_arguments(fcinfo, names, lengthof(names));
 	request.relid = PG_GETARG_OID(0);
-	require_owner(request.relid);
-	managed = require_managed(request.relid);
+	ta_require_owner(request.relid);
+	managed = ta_require_managed(request.relid);
 	parent = ta_describe_parent(request.relid, AccessShareLock);
 	request.owner = parent->owner;
 	request.step = &managed->step;
@@ -1264,8 +1300,8 @@ ta_premake_partitions(PG_FUNCTION_ARGS)
 
 	ta_require_arguments(fcinfo, names, lengthof(names));
 	relid = PG_GETARG_OID(0);
-	require_owner(relid);
-	PG_RETURN_INT32(premake(relid, require_managed(relid), moment_argument(fcinfo, 1), MAX_RANGES, &blocked));
+	ta_require_owner(relid);
+	PG_RETURN_INT32(premake(relid, ta_require_managed(relid), moment_argument(fcinfo, 1), MAX_RANGES, &blocked));
 }
 
 /*
@@ -1281,8 +1317,98 @@ ta_drain_default(PG_FUNCTION_ARGS)
 
 	ta_require_argument(fcinfo, 0, "parent");
 	relid = PG_GETARG_OID(0);
-	require_owner(relid);
-	PG_RETURN_INT64((int64) ta_drain_one_range(relid, &require_managed(relid)->step));
+	ta_require_owner(relid);
+	PG_RETURN_INT64((int64) ta_drain_one_range(relid, &ta_require_managed(relid)->step));
+}
+
+/*
+ * ta_note_partition_run
+ *		note_partition_run(parent regclass, task text, failure text) → void
+ *
+ * Writes down how a task ended.  A failure is left alone for ten seconds, then
+ * twice that, and so on up to an hour.
+ */
+Datum
+ta_note_partition_run(PG_FUNCTION_ARGS)
+{
+	static const char *const names[] = {"parent", "task"};
+	TaFrame					 frame;
+	Datum					 values[3];
+	char					 nulls[4] = "   ";
+
+	ta_require_arguments(fcinfo, names, lengthof(names));
+	ta_require_owner(PG_GETARG_OID(0));
+	values[0] = PG_GETARG_DATUM(0);
+	values[1] = PG_GETARG_DATUM(1);
+	values[2] = PG_GETARG_DATUM(2);
+	if (PG_ARGISNULL(2))
+		nulls[2] = 'n';
+	ta_frame_begin(&frame, ta_partition_registry_owner());
+	ta_execute(engine_namespace(), &upsert_run, SPI_OK_INSERT, values, nulls);
+	ta_frame_end(&frame);
+	PG_RETURN_VOID();
+}
+
+/*
+ * ta_retire_partition
+ *		retire_partition(parent regclass, at timestamptz) → text
+ *
+ * Retires one partition whose time is up; see ta_retire_one.
+ */
+Datum
+ta_retire_partition(PG_FUNCTION_ARGS)
+{
+	static const char *const names[] = {"parent", "at"};
+	Oid						 relid;
+	char					*done;
+
+	ta_require_arguments(fcinfo, names, lengthof(names));
+	relid = PG_GETARG_OID(0);
+	ta_require_owner(relid);
+	done = ta_retire_one(relid, ta_require_managed(relid), moment_argument(fcinfo, 1));
+	if (done == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(done));
+}
+
+/*
+ * ta_partition_ranges
+ *		partition_ranges(parent regclass) → setof record of (partition regclass,
+ *		from_time timestamptz, to_time timestamptz)
+ *
+ * The partitions by their real bounds, ascending, without DEFAULT; -infinity
+ * and infinity for those without an end.
+ */
+Datum
+ta_partition_ranges(PG_FUNCTION_ARGS)
+{
+	FuncCallContext *context;
+	TaParent		*parent;
+
+	if (SRF_IS_FIRSTCALL())
+	{
+		MemoryContext old;
+		TupleDesc	  tupdesc;
+
+		context = SRF_FIRSTCALL_INIT();
+		old = MemoryContextSwitchTo(context->multi_call_memory_ctx);
+		if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
+			elog(ERROR, "return type must be a row type");
+		context->tuple_desc = BlessTupleDesc(tupdesc);
+		context->user_fctx = ta_describe_parent(PG_GETARG_OID(0), AccessShareLock);
+		MemoryContextSwitchTo(old);
+	}
+	context = SRF_PERCALL_SETUP();
+	parent = context->user_fctx;
+	if (context->call_cntr < (uint64) parent->nranges)
+	{
+		TaRange *range = &parent->ranges[context->call_cntr];
+		Datum	 values[3] = {ObjectIdGetDatum(range->partition), TimestampTzGetDatum(range->from), TimestampTzGetDatum(range->to)};
+		bool	 nulls[3] = {false, false, false};
+
+		SRF_RETURN_NEXT(context, HeapTupleGetDatum(heap_form_tuple(context->tuple_desc, values, nulls)));
+	}
+	SRF_RETURN_DONE(context);
 }
 
 /*
@@ -1298,17 +1424,17 @@ ta_drain_default(PG_FUNCTION_ARGS)
 Datum
 ta_partition_facts(PG_FUNCTION_ARGS)
 {
-	Oid		  relid = PG_GETARG_OID(0);
-	Timestamp at = moment_argument(fcinfo, 1);
-	Managed	 *managed = find_managed(relid);
-	TupleDesc tupdesc;
-	TaParent *parent;
-	Datum	  values[4] = {0};
-	bool	  nulls[4] = {false, false, false, false};
-	int		  ahead = 0;
-	Timestamp cell;
-	Timestamp next;
-	TaRange	  missing[1];
+	Oid		   relid = PG_GETARG_OID(0);
+	Timestamp  at = moment_argument(fcinfo, 1);
+	TaManaged *managed = ta_find_managed(relid);
+	TupleDesc  tupdesc;
+	TaParent  *parent;
+	Datum	   values[4] = {0};
+	bool	   nulls[4] = {false, false, false, false};
+	int		   ahead = 0;
+	Timestamp  cell;
+	Timestamp  next;
+	TaRange	   missing[1];
 
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");

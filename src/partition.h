@@ -51,6 +51,19 @@ typedef struct TaParent
 	Oid		 default_oid; /* InvalidOid: there is none */
 } TaParent;
 
+/* A row of techally.managed_partitions. */
+typedef struct TaManaged
+{
+	Interval step_interval;
+	TaStep	 step;
+	int		 premake;
+	bool	 has_retention;
+	Interval retention;
+	char	*action;
+	char	*archive_kind;
+	char	*archive_name;
+} TaManaged;
+
 /* Surroundings of work on somebody's table, see ta_maintenance_begin. */
 typedef struct TaMaintenance
 {
@@ -71,17 +84,26 @@ extern int	 ta_missing_ranges(const TaRange *covered, int ncovered, const TaStep
 extern char *ta_range_label(const TaStep *step, Timestamp from);
 extern char *ta_bound_literal(Oid key_type, Timestamp bound);
 
-extern TaParent *ta_describe_parent(Oid relid, LOCKMODE lockmode);
-extern bool		 ta_free_range(const TaParent *parent, const TaStep *step, Timestamp at, TaRange *range);
-extern Timestamp ta_key_value(Oid key_type, Datum value);
-extern char		*ta_range_condition(const TaParent *parent, const TaRange *range);
-extern char		*ta_qualified_name(Oid relid);
-extern bool		 ta_create_partition(const TaParent *parent, const TaStep *step, const TaRange *range,
-									 void (*fill)(Oid partition, void *arg), void *arg, Oid *created);
-extern void		 ta_announce_partition(Oid parent, Oid partition);
-extern uint64	 ta_drain_one_range(Oid relid, const TaStep *table_step);
-extern double	 ta_drain_rate(Oid relid);
-extern void		 ta_record_drain(Oid relid, double rate);
+extern TaParent	 *ta_describe_parent(Oid relid, LOCKMODE lockmode);
+extern bool		  ta_free_range(const TaParent *parent, const TaStep *step, Timestamp at, TaRange *range);
+extern Timestamp  ta_key_value(Oid key_type, Datum value);
+extern char		 *ta_range_condition(const TaParent *parent, const TaRange *range);
+extern char		 *ta_qualified_name(Oid relid);
+extern bool		  ta_create_partition(const TaParent *parent, const TaStep *step, const TaRange *range,
+									  void (*fill)(Oid partition, void *arg), void *arg, Oid *created);
+extern Oid		  ta_prepare_partition(const TaParent *parent, const TaRange *range, const char *name);
+extern void		  ta_attach_partition(const TaParent *parent, const TaRange *range, Oid partition, bool absent);
+extern bool		  ta_default_has_rows(const TaParent *parent, const TaRange *range);
+extern char		 *ta_free_name(Oid nspid, const char *base, const char *label);
+extern TaManaged *ta_find_managed(Oid relid);
+extern TaManaged *ta_require_managed(Oid relid);
+extern void		  ta_require_owner(Oid relid);
+extern Oid		  ta_partition_registry_owner(void);
+extern char		 *ta_retire_one(Oid relid, const TaManaged *managed, Timestamp at);
+extern void		  ta_announce_partition(Oid parent, Oid partition);
+extern uint64	  ta_drain_one_range(Oid relid, const TaStep *table_step);
+extern double	  ta_drain_rate(Oid relid);
+extern void		  ta_record_drain(Oid relid, double rate);
 
 extern void		   ta_maintenance_begin(TaMaintenance *frame, Oid owner);
 extern void		   ta_maintenance_end(TaMaintenance *frame);

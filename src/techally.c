@@ -11,6 +11,7 @@
 
 #include "compat.h"
 #include "partition.h"
+#include "partition_archive.h"
 #include "progress.h"
 #include "row_reader.h"
 #include "row_writer.h"
@@ -36,6 +37,7 @@ _PG_init(void)
 	ta_store_init();
 	ta_state_machine_init();
 	ta_partition_init();
+	ta_archive_init();
 	ta_soft_delete_init();
 	ta_stripes_init();
 

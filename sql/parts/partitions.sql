@@ -6,7 +6,10 @@ CREATE TABLE techally.managed_partitions (
     premake          integer  NOT NULL,
     retention        interval,
     retention_action text     NOT NULL,
-    CONSTRAINT chk_managed_partitions_action CHECK (retention_action IN ('drop', 'detach', 'archive'))
+    archive_kind     text     NOT NULL DEFAULT 'schema',
+    archive_name     name     NOT NULL DEFAULT 'archive',
+    CONSTRAINT chk_managed_partitions_action CHECK (retention_action IN ('drop', 'detach', 'archive')),
+    CONSTRAINT chk_managed_partitions_archive CHECK (archive_kind IN ('schema', 'tablespace', 'file'))
 );
 GRANT SELECT ON TABLE techally.managed_partitions TO PUBLIC;
 COMMENT ON TABLE techally.managed_partitions IS 'Tables whose partitions are managed; written by manage_partitions and unmanage_partitions';
@@ -15,6 +18,8 @@ COMMENT ON COLUMN techally.managed_partitions.step IS 'How wide a partition is';
 COMMENT ON COLUMN techally.managed_partitions.premake IS 'How many partitions there should be ahead of the present one';
 COMMENT ON COLUMN techally.managed_partitions.retention IS 'How long a partition stays after its end; NULL: for ever';
 COMMENT ON COLUMN techally.managed_partitions.retention_action IS 'What becomes of it then: drop, detach or archive';
+COMMENT ON COLUMN techally.managed_partitions.archive_kind IS 'Where an archive goes: into a schema, a tablespace or a file';
+COMMENT ON COLUMN techally.managed_partitions.archive_name IS 'Which schema or tablespace; means nothing for files';
 
 SELECT pg_catalog.pg_extension_config_dump('techally.managed_partitions', '');
 

@@ -97,6 +97,27 @@ BEGIN
        AND d.objsubid = 0
        AND p.parent = d.objid;
 
+    UPDATE techally.archives a
+       SET parent = NULL
+      FROM pg_catalog.pg_event_trigger_dropped_objects() d
+     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+       AND d.objsubid = 0
+       AND a.parent = d.objid;
+
+    UPDATE techally.archives a
+       SET relation = NULL
+      FROM pg_catalog.pg_event_trigger_dropped_objects() d
+     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+       AND d.objsubid = 0
+       AND a.relation = d.objid;
+
+    UPDATE techally.archives a
+       SET restored_as = NULL
+      FROM pg_catalog.pg_event_trigger_dropped_objects() d
+     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+       AND d.objsubid = 0
+       AND a.restored_as = d.objid;
+
     -- a history that nobody writes any more must not come about in silence; it
     -- may go where the machine's triggers have gone before (pg_restore --clean)
     SELECT a.* INTO attachment
