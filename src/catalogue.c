@@ -55,6 +55,14 @@ static const TaStatement clashing_variant_skus = {
 	0};
 static const TaStatement delete_sku = {
 	"DELETE FROM @store@.skus s WHERE s.sku = $1", 1, {TEXTOID}};
+static const TaStatement delete_product_skus = {
+	"DELETE FROM @store@.skus s WHERE s.product_id = $1 AND s.variant_id IS NULL", 1, {UUIDOID}};
+static const TaStatement delete_variant_skus = {
+	"DELETE FROM @store@.skus s WHERE s.variant_id = $1", 1, {UUIDOID}};
+static const TaStatement delete_all_product_skus = {
+	"DELETE FROM @store@.skus s WHERE s.variant_id IS NULL", 0};
+static const TaStatement delete_all_variant_skus = {
+	"DELETE FROM @store@.skus s WHERE s.variant_id IS NOT NULL", 0};
 static const TaStatement insert_sku = {
 	"INSERT INTO @store@.skus (sku, product_id, variant_id)"
 	" VALUES ($1, $2, $3) ON CONFLICT (sku) DO NOTHING",
@@ -65,6 +73,7 @@ PG_FUNCTION_INFO_V1(ta_set_updated_at);
 PG_FUNCTION_INFO_V1(ta_register_product_skus);
 PG_FUNCTION_INFO_V1(ta_register_variant_skus);
 PG_FUNCTION_INFO_V1(ta_update_sku);
+PG_FUNCTION_INFO_V1(ta_unregister_skus);
 PG_FUNCTION_INFO_V1(ta_refuse_inventory_write);
 
 /* A column by its name: numbers differ once somebody has dropped one. */
@@ -256,6 +265,47 @@ ta_update_sku(PG_FUNCTION_ARGS)
 	ta_execute(nspid, &delete_sku, SPI_OK_DELETE, old_values, NULL);
 	if (ta_execute(nspid, &insert_sku, SPI_OK_INSERT, values, nulls) != 1)
 		raise_sku_clash(rel, sku, false);
+	ta_frame_end(&frame);
+	return PointerGetDatum(NULL);
+}
+
+/*
+ * unregister_skus() returns trigger
+ *		AFTER DELETE of a row of products or product_variants, or AFTER TRUNCATE of
+ *		the table: the SKUs of what is really gone go with it.
+ */
+Datum
+ta_unregister_skus(PG_FUNCTION_ARGS)
+{
+	TriggerData		  *trigdata = ta_trigger_data(fcinfo, "unregister_skus",
+												  TA_TRIGGER_AFTER | TA_TRIGGER_DELETE | TA_TRIGGER_TRUNCATE);
+	Relation		   rel = trigdata->tg_relation;
+	bool			   is_variant = strcmp(RelationGetRelationName(rel), "product_variants") == 0;
+	const TaStatement *statement;
+	Datum			   values[1] = {0};
+	bool			   isnull;
+	TaFrame			   frame;
+
+	if (!is_variant && strcmp(RelationGetRelationName(rel), "products") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" must be fired by table \"%s\" or \"%s\"",
+						"unregister_skus", "products", "product_variants")));
+	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
+	{
+		values[0] = SPI_getbinval(trigdata->tg_trigtuple, RelationGetDescr(rel),
+								  column_number(rel, "id"), &isnull);
+		statement = is_variant ? &delete_variant_skus : &delete_product_skus;
+	}
+	else if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
+		statement = is_variant ? &delete_all_variant_skus : &delete_all_product_skus;
+	else
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" must be fired for each row", "unregister_skus")));
+
+	ta_frame_begin(&frame, sku_owner(rel));
+	ta_execute(RelationGetNamespace(rel), statement, SPI_OK_DELETE, values, NULL);
 	ta_frame_end(&frame);
 	return PointerGetDatum(NULL);
 }

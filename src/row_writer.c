@@ -15,8 +15,8 @@
  * What this path does not do is refused by ta_writer_open, which then returns
  * NULL: the caller has an SQL statement that does the same.  That is so for
  * tables with row security (for the role that writes), rules, statement
- * triggers or transition tables, on update column triggers and BEFORE triggers
- * that are not ours, and generated columns, partitions and inheritance, columns
+ * triggers or transition tables, on update triggers of the columns that are
+ * written and BEFORE triggers that are not ours, and generated columns, partitions and inheritance, columns
  * of another type than expected, roles without the privilege, so that PostgreSQL
  * itself says what is missing, and a trigger that comes back to the table that
  * it was fired by: a prepared expression must not be entered twice.
@@ -190,8 +190,9 @@ is_ours(Oid function)
  * Sets *stands_in where the one is there that the caller does the work of.
  */
 static bool
-triggers_allow(Relation rel, CmdType operation, const char *statement_trigger, bool *stands_in)
+triggers_allow(const Format *format, Relation rel, const char *statement_trigger, bool *stands_in)
 {
+	CmdType		 operation = format->key.operation;
 	TriggerDesc *triggers = rel->trigdesc;
 
 	*stands_in = false;
@@ -210,7 +211,14 @@ triggers_allow(Relation rel, CmdType operation, const char *statement_trigger, b
 		if (!TRIGGER_FOR_UPDATE(trigger->tgtype))
 			continue;
 		if (trigger->tgnattr > 0)
-			return false;
+		{
+			/* it is told no columns, so it would not fire where it should */
+			for (int a = 0; a < trigger->tgnattr; a++)
+				for (int c = 0; c < format->ncolumns; c++)
+					if (format->columns[c].attnum == trigger->tgattr[a])
+						return false;
+			continue;
+		}
 		if (TRIGGER_FOR_ROW(trigger->tgtype))
 		{
 			/* one that drops the row would do so unnoticed */
@@ -446,8 +454,8 @@ build_format(Format *format, Relation rel, const char *statement_trigger,
 	usable = rel->rd_rel->relkind == RELKIND_RELATION &&
 			 !rel->rd_rel->relispartition && !rel->rd_rel->relhassubclass && rel->rd_rules == NULL &&
 			 generated_columns_allow(rel, format->key.operation) &&
-			 triggers_allow(rel, format->key.operation, statement_trigger, &format->stands_in) &&
 			 map_columns(format, rel, columns) &&
+			 triggers_allow(format, rel, statement_trigger, &format->stands_in) &&
 			 (format->key.operation != CMD_INSERT || prepare_defaults(format, rel, estate));
 	if (usable)
 		prepare_checks(format, rel, estate);

@@ -2281,6 +2281,26 @@ ta_soft_delete(PG_FUNCTION_ARGS)
 }
 
 /*
+ * soft_delete_user(store name, user_uuid uuid) → boolean
+ *		The same of a store's users.  Raises TA009 where there is no such store.
+ */
+PG_FUNCTION_INFO_V1(ta_soft_delete_user);
+Datum
+ta_soft_delete_user(PG_FUNCTION_ARGS)
+{
+	static const char *const names[] = {"store", "user_uuid"};
+	Oid						 relid;
+
+	ta_require_arguments(fcinfo, names, 2);
+	relid = get_relname_relid("users", ta_store_namespace(PG_GETARG_NAME(0)));
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation \"%s.%s\" does not exist", NameStr(*PG_GETARG_NAME(0)), "users")));
+	PG_RETURN_BOOL(soft_delete(relid, PG_GETARG_DATUM(1)));
+}
+
+/*
  * A restored row's key in a unique index was taken: says by which row, where the
  * caller may see it.  Returns where there is nothing to add to the error.
  */

@@ -30,6 +30,13 @@ AS 'MODULE_PATHNAME', 'ta_update_sku';
 COMMENT ON FUNCTION techally.update_sku() IS
 'Trigger, AFTER UPDATE of a row of a store''s products or product_variants: its registered SKU follows';
 
+CREATE FUNCTION techally.unregister_skus()
+RETURNS trigger
+LANGUAGE C
+AS 'MODULE_PATHNAME', 'ta_unregister_skus';
+COMMENT ON FUNCTION techally.unregister_skus() IS
+'Trigger, AFTER DELETE of a row of a store''s products or product_variants, or TRUNCATE: its SKUs go with what is really gone';
+
 CREATE FUNCTION techally.refuse_inventory_write()
 RETURNS trigger
 LANGUAGE C

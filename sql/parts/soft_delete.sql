@@ -42,11 +42,13 @@ AS 'MODULE_PATHNAME', 'ta_refuse_deleted_parent';
 COMMENT ON FUNCTION techally.refuse_deleted_parent() IS
 'Constraint trigger FROM a soft-delete table, AFTER INSERT or UPDATE of a row that refers to it: refuses one that refers to a deleted row';
 
+-- All that follows acts with the rights of the caller, who must own the table or
+-- have the privileges that are asked for: PUBLIC may call it.
+
 CREATE FUNCTION techally.enable_soft_delete(target regclass)
 RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ta_enable_soft_delete';
-REVOKE ALL ON FUNCTION techally.enable_soft_delete(regclass) FROM PUBLIC;
 COMMENT ON FUNCTION techally.enable_soft_delete(regclass) IS
 'Makes a table a soft-delete table: DELETE sets deleted_at; puts back what is missing where it is one';
 
@@ -54,7 +56,6 @@ CREATE FUNCTION techally.enable_soft_delete_together(targets regclass[])
 RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ta_enable_soft_delete_together';
-REVOKE ALL ON FUNCTION techally.enable_soft_delete_together(regclass[]) FROM PUBLIC;
 COMMENT ON FUNCTION techally.enable_soft_delete_together(regclass[]) IS
 'The same for several tables at once, whose foreign keys may form a circle';
 
@@ -62,7 +63,6 @@ CREATE FUNCTION techally.disable_soft_delete(target regclass)
 RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ta_disable_soft_delete';
-REVOKE ALL ON FUNCTION techally.disable_soft_delete(regclass) FROM PUBLIC;
 COMMENT ON FUNCTION techally.disable_soft_delete(regclass) IS
 'Makes a soft-delete table an ordinary one again; its columns and deleted rows stay';
 
@@ -70,11 +70,8 @@ CREATE FUNCTION techally.live_unique(target regclass, columns name[])
 RETURNS void
 LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ta_live_unique';
-REVOKE ALL ON FUNCTION techally.live_unique(regclass, name[]) FROM PUBLIC;
 COMMENT ON FUNCTION techally.live_unique(regclass, name[]) IS
 'Makes columns of a soft-delete table unique among its living rows; replaces a unique key over the same columns';
-
--- These four act with the rights of the caller, so PUBLIC may call them.
 
 CREATE FUNCTION techally.soft_delete(table_name text, record_id uuid)
 RETURNS boolean
@@ -108,9 +105,15 @@ CREATE FUNCTION techally.purge_deleted(target regclass, older_than interval, max
 RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ta_purge_deleted';
-REVOKE ALL ON FUNCTION techally.purge_deleted(regclass, interval, integer) FROM PUBLIC;
 COMMENT ON FUNCTION techally.purge_deleted(regclass, interval, integer) IS
 'Really removes rows that were deleted so long ago, at most so many; returns how many went, call it until 0';
+
+CREATE FUNCTION techally.soft_delete_user(store name, user_uuid uuid)
+RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ta_soft_delete_user';
+COMMENT ON FUNCTION techally.soft_delete_user(name, uuid) IS
+'Deletes a user of a store softly; called by the store''s soft_delete_user';
 
 -- What enable_soft_delete would put right.
 CREATE FUNCTION techally.soft_delete_health()

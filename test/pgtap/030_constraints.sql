@@ -6,6 +6,7 @@ CREATE EXTENSION IF NOT EXISTS pgtap;
 SET search_path = public, pg_catalog;
 DO $$ BEGIN PERFORM techally.create_store('pgtap_shop'); END $$;
 SET search_path = pgtap_shop, public, pg_catalog;
+SET techally.hard_delete = on;      -- what foreign keys say of a DELETE that means it
 
 INSERT INTO users (id, email, password_hash, first_name, last_name)
     VALUES ('00000000-0000-4000-8000-000000000001', 'ann@example.org', 'x', 'Ann', 'Smith');

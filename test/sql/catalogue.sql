@@ -1,5 +1,6 @@
 -- The guards of a store's catalogue: times of change, SKUs, the view inventory.
 SET client_min_messages = warning;
+SET techally.hard_delete = on;      -- DELETE means it, here
 SELECT techally.create_store('cat');
 
 CREATE FUNCTION raised(statement text) RETURNS TABLE (code text, message text, detail text)
@@ -80,8 +81,11 @@ WITH added AS (
 ) INSERT INTO cat.product_variants (product_id, sku, name) SELECT id, 'BOTH-1', 'one' FROM added;
 SELECT * FROM registered ORDER BY sku;
 SELECT * FROM techally.check_store('cat');
--- TRUNCATE ... CASCADE empties the register, too; adopt_store fills it
+-- TRUNCATE reaches the register, too; what is lost there adopt_store fills in
 TRUNCATE cat.product_variants CASCADE;
+SELECT count(*) FROM registered WHERE variant IS NOT NULL;
+SELECT * FROM techally.check_store('cat');
+DELETE FROM cat.skus;
 SELECT rule, count(*) FROM techally.check_store('cat') GROUP BY rule;
 SELECT techally.adopt_store('cat');
 SELECT * FROM techally.check_store('cat');

@@ -1,0 +1,12 @@
+ALTER TABLE skus ADD CONSTRAINT fk_skus_product FOREIGN KEY (product_id) REFERENCES products (id) ON DELETE CASCADE;
+ALTER TABLE skus ADD CONSTRAINT fk_skus_variant FOREIGN KEY (variant_id) REFERENCES product_variants (id) ON DELETE CASCADE;
+DROP INDEX idx_product_variants_deleted_at;
+ALTER TABLE product_variants DROP COLUMN deletion_id;
+DROP INDEX idx_products_deleted_at;
+ALTER TABLE products DROP COLUMN deletion_id;
+DROP INDEX idx_brands_deleted_at;
+ALTER TABLE brands DROP COLUMN deletion_id;
+DROP INDEX idx_categories_deleted_at;
+ALTER TABLE categories DROP COLUMN deletion_id;
+DROP INDEX idx_users_deleted_at;
+ALTER TABLE users DROP COLUMN deletion_id;

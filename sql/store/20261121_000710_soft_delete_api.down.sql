@@ -1,0 +1,10 @@
+SELECT techally.disable_soft_delete('users'::regclass);
+SELECT techally.disable_soft_delete('brands'::regclass);
+SELECT techally.disable_soft_delete('categories'::regclass);
+SELECT techally.disable_soft_delete('products'::regclass);
+SELECT techally.disable_soft_delete('product_variants'::regclass);
+DROP TRIGGER techally_sku_truncate ON product_variants;
+DROP TRIGGER techally_sku_truncate ON products;
+DROP TRIGGER techally_sku_delete ON product_variants;
+DROP TRIGGER techally_sku_delete ON products;
+DROP FUNCTION soft_delete_user(uuid);
