@@ -21,6 +21,7 @@
 #include "store.h"
 #include "stripes.h"
 #include "trigger_util.h"
+#include "worker.h"
 
 PG_MODULE_MAGIC;
 
@@ -40,6 +41,7 @@ _PG_init(void)
 	ta_archive_init();
 	ta_soft_delete_init();
 	ta_stripes_init();
+	ta_worker_init();
 
 	MarkGUCPrefixReserved("techally");
 }

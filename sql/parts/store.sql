@@ -118,6 +118,18 @@ BEGIN
        AND d.objsubid = 0
        AND a.restored_as = d.objid;
 
+    DELETE FROM techally.retention_rules r
+     USING pg_catalog.pg_event_trigger_dropped_objects() d
+     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+       AND d.objsubid = 0
+       AND r.target = d.objid;
+
+    DELETE FROM techally.maintained_views v
+     USING pg_catalog.pg_event_trigger_dropped_objects() d
+     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+       AND d.objsubid = 0
+       AND v.target = d.objid;
+
     -- a history that nobody writes any more must not come about in silence; it
     -- may go where the machine's triggers have gone before (pg_restore --clean)
     SELECT a.* INTO attachment
