@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "catalog/pg_namespace.h"
+#include "funcapi.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
@@ -103,3 +104,32 @@ ta_request_shared_memory(Size size, void (*startup)(void))
 	RequestAddinShmemSpace(size);
 #endif
 }
+
+#if PG_VERSION_NUM < 150000
+
+/*
+ * ta_fill_materialized_result
+ *		Makes the tuplestore of a function that returns a set, as
+ *		InitMaterializedSRF of later versions does.
+ */
+void
+ta_fill_materialized_result(FunctionCallInfo fcinfo)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	MemoryContext  caller;
+	TupleDesc	   tupdesc;
+
+	if (rsinfo == NULL || !IsA(rsinfo, ReturnSetInfo) || !(rsinfo->allowedModes & SFRM_Materialize))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("set-valued function called in context that cannot accept a set")));
+	caller = MemoryContextSwitchTo(rsinfo->econtext->ecxt_per_query_memory);
+	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	rsinfo->returnMode = SFRM_Materialize;
+	rsinfo->setResult = tuplestore_begin_heap(true, false, work_mem);
+	rsinfo->setDesc = tupdesc;
+	MemoryContextSwitchTo(caller);
+}
+
+#endif

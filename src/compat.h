@@ -33,6 +33,7 @@ extern bool ta_object_ownercheck(Oid classid, Oid objectid, Oid roleid);
 #endif
 
 #include "executor/executor.h"
+#include "funcapi.h"
 #include "nodes/parsenodes.h"
 
 /* the prepared CHECK constraints of a ResultRelInfo */
@@ -129,6 +130,45 @@ ta_index_beginscan(Relation rel, Relation index, Snapshot snapshot, int nkeys)
 #endif
 
 extern void ta_request_shared_memory(Size size, void (*startup)(void));
+
+/* enters a new row into all the indexes of its table */
+static inline void
+ta_insert_index_tuples(ResultRelInfo *target, TupleTableSlot *row, EState *estate)
+{
+#if PG_VERSION_NUM >= 160000
+	list_free(ExecInsertIndexTuples(target, row, estate, false, false, NULL, NIL, false));
+#else
+	list_free(ExecInsertIndexTuples(target, row, estate, false, false, NULL, NIL));
+#endif
+}
+
+#if PG_VERSION_NUM < 150000
+extern void ta_fill_materialized_result(FunctionCallInfo fcinfo);
+#endif
+
+/* the result of a function that returns a set, to be filled */
+static inline void
+ta_materialized_result(FunctionCallInfo fcinfo)
+{
+#if PG_VERSION_NUM >= 160000
+	InitMaterializedSRF(fcinfo, 0);
+#elif PG_VERSION_NUM >= 150000
+	SetSingleFuncCall(fcinfo, 0);
+#else
+	ta_fill_materialized_result(fcinfo);
+#endif
+}
+
+/* how a view is told to ask for its reader's rights; 14 cannot */
+static inline const char *
+ta_security_invoker_view(void)
+{
+#if PG_VERSION_NUM >= 150000
+	return " WITH (security_invoker = true)";
+#else
+	return "";
+#endif
+}
 
 /* gave way in 18 to a keyword that stands in front */
 #if PG_VERSION_NUM >= 180000

@@ -12,6 +12,7 @@
 #include "postgres.h"
 
 #include "datatype/timestamp.h"
+#include "fmgr.h"
 #include "spi_util.h"
 #include "storage/lockdefs.h"
 
@@ -116,5 +117,7 @@ extern ErrorData  *ta_try(void (*attempt)(void *arg), void *arg);
 extern ErrorData  *ta_retry(void (*attempt)(void *arg), void *arg);
 
 extern void ta_partition_init(void);
+
+extern Datum ta_manage_partitions(PG_FUNCTION_ARGS);
 
 #endif /* TECHALLY_PARTITION_H */

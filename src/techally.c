@@ -9,6 +9,7 @@
 
 #include "fmgr.h"
 
+#include "audit.h"
 #include "compat.h"
 #include "partition.h"
 #include "partition_archive.h"
@@ -42,6 +43,7 @@ _PG_init(void)
 	ta_soft_delete_init();
 	ta_stripes_init();
 	ta_worker_init();
+	ta_audit_init();
 
 	MarkGUCPrefixReserved("techally");
 }
