@@ -15,6 +15,7 @@
 #include "access/genam.h"
 #include "access/tupdesc.h"
 #include "utils/guc.h"
+#include "utils/regproc.h"
 
 #if PG_VERSION_NUM < 140000
 #error "techally needs PostgreSQL 14 or later"
@@ -167,6 +168,14 @@ ta_security_invoker_view(void)
 	return " WITH (security_invoker = true)";
 #else
 	return "";
+/* the parts of a name like schema.object */
+static inline List *
+ta_qualified_names(const char *string)
+{
+#if PG_VERSION_NUM >= 160000
+	return stringToQualifiedNameList(string, NULL);
+#else
+	return stringToQualifiedNameList(string);
 #endif
 }
 

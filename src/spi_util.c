@@ -384,6 +384,26 @@ ta_query(Oid nspid, const TaStatement *statement, Datum *values, const char *nul
 }
 
 /*
+ * ta_open_cursor
+ *		Opens a SELECT whose rows are fetched with SPI_cursor_fetch, for results
+ *		too large for memory.  Close it with SPI_cursor_close, or leave that to
+ *		the end of the frame.
+ */
+Portal
+ta_open_cursor(Oid nspid, const TaStatement *statement, Datum *values, const char *nulls,
+			   bool read_only)
+{
+	SPIPlanPtr plan = plan_of(nspid, statement);
+	Portal	   portal;
+
+	plan_by_index(plan);
+	portal = SPI_cursor_open(NULL, plan, values, nulls, read_only);
+	if (portal == NULL)
+		elog(ERROR, "SPI_cursor_open failed: %s", SPI_result_code_string(SPI_result));
+	return portal;
+}
+
+/*
  * ta_spi_value
  *		One value of the last result, rows counted from 0 and columns from 1.
  *

@@ -57,6 +57,9 @@ extern uint64 ta_execute(Oid nspid, const TaStatement *statement, int expected,
 extern uint64 ta_query(Oid nspid, const TaStatement *statement,
 					   Datum *values, const char *nulls);
 
+extern Portal ta_open_cursor(Oid nspid, const TaStatement *statement,
+							 Datum *values, const char *nulls, bool read_only);
+
 extern Datum ta_spi_value(uint64 row, int column, bool *isnull);
 extern char *ta_spi_text(uint64 row, int column);
 

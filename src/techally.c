@@ -16,6 +16,7 @@
 #include "progress.h"
 #include "row_reader.h"
 #include "row_writer.h"
+#include "search.h"
 #include "soft_delete.h"
 #include "spi_util.h"
 #include "state_machine.h"
@@ -44,6 +45,7 @@ _PG_init(void)
 	ta_stripes_init();
 	ta_worker_init();
 	ta_audit_init();
+	ta_search_text_init();
 
 	MarkGUCPrefixReserved("techally");
 }

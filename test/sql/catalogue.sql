@@ -91,7 +91,7 @@ SELECT techally.adopt_store('cat');
 SELECT * FROM techally.check_store('cat');
 
 -- tables that have grown and lost columns
-ALTER TABLE cat.products DROP COLUMN short_description, ADD COLUMN colour text DEFAULT 'red';
+ALTER TABLE cat.products DROP COLUMN barcode, ADD COLUMN colour text DEFAULT 'red';
 INSERT INTO cat.products (sku, name, slug, price) VALUES ('GROWN', 'Grown', 'grown', 1);
 UPDATE cat.products SET sku = 'GROWN-UP' WHERE sku = 'GROWN';
 ALTER TABLE cat.product_variants DROP COLUMN price;

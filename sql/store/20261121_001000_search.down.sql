@@ -1,0 +1,10 @@
+DROP INDEX idx_categories_lower_name;
+DROP INDEX idx_brands_lower_name;
+DROP TABLE search_synonyms;
+DROP TABLE search_prices;
+DROP TABLE search_recent;
+DROP TABLE search_documents;
+DROP TABLE search_postings;
+DROP TABLE search_segments;
+DELETE FROM store_settings WHERE name = 'search_configuration';
+ALTER TABLE products DROP COLUMN language;

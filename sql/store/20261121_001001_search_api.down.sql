@@ -1,0 +1,13 @@
+DROP TRIGGER techally_search_update ON categories;
+DROP TRIGGER techally_search_update ON brands;
+DROP TRIGGER techally_search_delete ON product_variants;
+DROP TRIGGER techally_search_update ON product_variants;
+DROP TRIGGER techally_search_insert ON product_variants;
+DROP TRIGGER techally_search_truncate ON products;
+DROP TRIGGER techally_search_delete ON products;
+DROP TRIGGER techally_search_price ON products;
+DROP TRIGGER techally_search_update ON products;
+DROP TRIGGER techally_search_insert ON products;
+DROP FUNCTION explain_search(text, uuid);
+DROP FUNCTION suggest(text, integer);
+DROP FUNCTION search_products(text, integer);

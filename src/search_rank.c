@@ -1,0 +1,812 @@
+/*-------------------------------------------------------------------------
+ *
+ * search_rank.c
+ *	  The best products for a query, exactly.
+ *
+ * The order: more words of the query first; then what is in stock; then the
+ * higher score; then the smaller key.  A product matches when it has all words
+ * that anything stands for; where fewer than TA_FEW_FULL do, every product that
+ * has one of them matches.
+ *
+ * The postings of a segment are read in windows of documents.  In a window,
+ * every list adds its part to the scores, and one pass over them finds the
+ * candidates.  Windows in which some word has no posting are not visited, a
+ * block whose greatest impact cannot reach the worst of the best so far is not
+ * read, and a product is looked up only when its score would do.  Documents of
+ * a segment ascend by key, so that of many equal scores the first suffice.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "port/pg_bitutils.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "search.h"
+#include "spi_util.h"
+
+#define WINDOW		 8192
+#define SMALL_WINDOW 64
+#define RARE_GAP	 256 /* documents from one to the next, from which windows are small */
+
+typedef struct Cursor
+{
+	TaList		 *list;
+	TaIndexReader reader;
+	bool		  at_block; /* block is valid */
+	bool		  decoded;
+	int			  pos;
+	TaBlock		  block;
+} Cursor;
+
+typedef struct Ranking
+{
+	TaSearch *search;
+	TaQuery	 *query;
+	uint32	  required;	 /* bits that a product must have */
+	int		  coverage;	 /* words that it must have at least */
+	int		  limit;
+	const TaHit *after;
+	TaVisitor visitor; /* wants them all */
+	void	 *visitor_arg;
+	bool	  with_stock;
+	bool	  enough;
+	TaHit	 *hits; /* a heap, the worst on top */
+	int		  nhits;
+	int		  size;
+	bool	  tie_lost; /* in this segment, what equals the worst is worse */
+	int		  ncursors;
+	Cursor	 *cursors;
+	int32	 *scores;
+	uint32	 *masks;
+	uint64	 *touched; /* a bit for each document of the window */
+} Ranking;
+
+/*
+ * ta_compare_hits
+ *		Negative where a goes before b.
+ */
+int
+ta_compare_hits(const TaHit *a, const TaHit *b)
+{
+	if (a->coverage != b->coverage)
+		return b->coverage - a->coverage;
+	if (a->stock != b->stock)
+		return a->stock ? -1 : 1;
+	if (a->key != b->key)
+		return a->key > b->key ? -1 : 1;
+	if (a->score != b->score)
+		return a->score > b->score ? -1 : 1;
+	return memcmp(&a->id, &b->id, UUID_LEN);
+}
+
+static int
+compare_hits(const void *a, const void *b)
+{
+	return ta_compare_hits(a, b);
+}
+
+/*
+ * ta_rank
+ *		A score as it is shown: BM25 as it is usually written.
+ */
+float4
+ta_rank(int32 score)
+{
+	return (float4) (score * (TA_K1 + 1) / (double) (TA_WEIGHT_SCALE * TA_IMPACT_MAX));
+}
+
+static void
+sift_down(TaHit *heap, int count, int at)
+{
+	for (;;)
+	{
+		int	  worst = at;
+		TaHit swapped;
+
+		for (int child = at * 2 + 1; child <= at * 2 + 2 && child < count; child++)
+		{
+			if (ta_compare_hits(&heap[worst], &heap[child]) < 0)
+				worst = child;
+		}
+		if (worst == at)
+			return;
+		swapped = heap[at];
+		heap[at] = heap[worst];
+		heap[worst] = swapped;
+		at = worst;
+	}
+}
+
+static void
+keep_hit(Ranking *ranking, const TaHit *hit)
+{
+	TaHit *heap = ranking->hits;
+	int	   at;
+
+	ranking->tie_lost = false;
+	if (ranking->nhits == ranking->limit)
+	{
+		heap[0] = *hit;
+		sift_down(heap, ranking->nhits, 0);
+		return;
+	}
+	if (ranking->nhits == ranking->size)
+	{
+		ranking->size = Min(ranking->size * 2, ranking->limit);
+		heap = ranking->hits = repalloc_huge(heap, sizeof(TaHit) * ranking->size);
+	}
+	at = ranking->nhits++;
+	heap[at] = *hit;
+	while (at > 0 && ta_compare_hits(&heap[(at - 1) / 2], &heap[at]) < 0)
+	{
+		TaHit swapped = heap[at];
+
+		heap[at] = heap[(at - 1) / 2];
+		heap[(at - 1) / 2] = swapped;
+		at = (at - 1) / 2;
+	}
+}
+
+/* Whether so many words and such a score can still be among the best. */
+static inline bool
+may_enter(const Ranking *ranking, int coverage, int32 score)
+{
+	const TaHit *worst;
+
+	if (ranking->nhits < ranking->limit || ranking->query->sort != TA_SORT_RELEVANCE)
+		return true;
+	worst = &ranking->hits[0];
+	if (coverage != worst->coverage)
+		return coverage > worst->coverage;
+	if (!worst->stock && ranking->search->has_stock)
+		return true; /* it may be in stock */
+	if (score != worst->score)
+		return score > worst->score;
+	return !ranking->tie_lost;
+}
+
+typedef struct Words
+{
+	int		count;
+	int		size;
+	char  **terms;
+	int	   *lengths;
+} Words;
+
+static void
+collect_word(const TaToken *token, void *arg)
+{
+	Words *words = (Words *) arg;
+
+	if (token->joined || token->term_length == 0)
+		return;
+	if (words->count == words->size)
+	{
+		words->size = words->size == 0 ? 64 : words->size * 2;
+		words->terms = words->terms == NULL ? palloc(sizeof(char *) * words->size) : repalloc(words->terms, sizeof(char *) * words->size);
+		words->lengths = words->lengths == NULL ? palloc(sizeof(int) * words->size) : repalloc(words->lengths, sizeof(int) * words->size);
+	}
+	words->terms[words->count] = pnstrdup(token->term, token->term_length);
+	words->lengths[words->count++] = token->term_length;
+}
+
+static bool
+has_phrase(const Words *words, const TaPhrase *phrase)
+{
+	for (int from = 0; from + phrase->count <= words->count; from++)
+	{
+		int i;
+
+		for (i = 0; i < phrase->count; i++)
+		{
+			if (words->lengths[from + i] != phrase->lengths[i] ||
+				memcmp(words->terms[from + i], phrase->terms[i], phrase->lengths[i]) != 0)
+				break;
+		}
+		if (i == phrase->count)
+			return true;
+	}
+	return false;
+}
+
+static const TaStatement select_texts = {
+	"SELECT p.name, p.short_description, p.description, b.name, pg_catalog.array_to_string(p.tags, ' | '), p.language, c.name"
+	"  FROM @store@.products p LEFT JOIN @store@.brands b ON b.id = p.brand_id"
+	"  LEFT JOIN @store@.categories c ON c.id = p.category_id WHERE p.id = $1",
+	1,
+	{UUIDOID}};
+
+/* Whether every quoted phrase stands in one of the product's texts. */
+static bool
+check_phrases(Ranking *ranking, const pg_uuid_t *id)
+{
+	static const int columns[] = {1, 2, 3, 4, 5, 7};
+	TaQuery			*query = ranking->query;
+	Datum			 values[1] = {UUIDPGetDatum(id)};
+	TaFrame			 frame;
+	bool			 result = true;
+
+	if (query->nphrases == 0)
+		return true;
+	ta_frame_begin(&frame, ta_relation_owner(ta_search_table(ranking->search->nspid, "search_recent")));
+	if (ta_query(ranking->search->nspid, &select_texts, values, NULL) == 0)
+		result = false;
+	for (int p = 0; result && p < query->nphrases; p++)
+	{
+		bool  found = false;
+		char *language = ta_spi_text(0, 6);
+		Oid	  config = language != NULL ? ta_search_config(language) : ranking->search->config;
+
+		for (size_t c = 0; !found && c < lengthof(columns); c++)
+		{
+			char *text = ta_spi_text(0, columns[c]);
+			Words words = {0};
+
+			if (text == NULL)
+				continue;
+			ta_tokenize(config, text, strlen(text), collect_word, &words);
+			found = has_phrase(&words, &query->phrases[p]);
+		}
+		result = found;
+	}
+	ta_frame_end(&frame);
+	return result;
+}
+
+/* What the search tables keep of a product beside its terms. */
+typedef struct Kept
+{
+	const pg_uuid_t *id;
+	int				 segment; /* index into search->segments; -1: recent */
+	int32			 doc;
+	int64			 price;
+	int32			 created;
+	float4			 popularity;
+} Kept;
+
+/* Considers a product whose words and score are known. */
+static void
+consider(Ranking *ranking, uint32 mask, int32 score, Kept *kept)
+{
+	TaSearch *search = ranking->search;
+	TaQuery	 *query = ranking->query;
+	TaHit	  hit;
+
+	if (query->prices)
+	{
+		kept->price = ta_price(search, kept->id, kept->price);
+		if (kept->price < query->price_min || kept->price > query->price_max)
+			return;
+	}
+	hit.coverage = pg_popcount32(mask & ((UINT32CONST(1) << TA_FILTER_BIT) - 1));
+	hit.score = score;
+	hit.id = *kept->id;
+	hit.key = 0;
+	switch (query->sort)
+	{
+		case TA_SORT_PRICE:
+			hit.key = -kept->price;
+			break;
+		case TA_SORT_PRICE_DESC:
+			hit.key = kept->price;
+			break;
+		case TA_SORT_NEWEST:
+			hit.key = kept->created;
+			break;
+		case TA_SORT_BEST_SELLING:
+			hit.key = (int64) Max(0, Min(kept->popularity, 1e15));
+			break;
+		case TA_SORT_RELEVANCE:
+			break;
+	}
+	if (query->sort != TA_SORT_RELEVANCE)
+		hit.coverage = hit.score = 0;
+
+	if (ranking->visitor != NULL)
+	{
+		if (!check_phrases(ranking, kept->id))
+			return;
+		hit.stock = (ranking->with_stock || query->in_stock) && ta_in_stock(search, kept->id);
+		if (query->in_stock && !hit.stock)
+			return;
+		if (!ranking->visitor(&hit, kept->segment, kept->doc, kept->price, ranking->visitor_arg))
+			ranking->enough = true;
+		return;
+	}
+
+	/* the best that it can be */
+	hit.stock = search->has_stock;
+	if (ranking->nhits == ranking->limit && ta_compare_hits(&hit, &ranking->hits[0]) >= 0)
+	{
+		if (!hit.stock || ranking->hits[0].stock)
+			ranking->tie_lost = true;
+		return;
+	}
+	if (!check_phrases(ranking, kept->id))
+		return;
+	hit.stock = ta_in_stock(search, kept->id);
+	if (query->in_stock && !hit.stock)
+		return;
+	if (ranking->after != NULL && ta_compare_hits(&hit, ranking->after) <= 0)
+		return;
+	if (ranking->nhits == ranking->limit && ta_compare_hits(&hit, &ranking->hits[0]) >= 0)
+		return;
+	keep_hit(ranking, &hit);
+}
+
+static void
+consider_document(Ranking *ranking, int s, int32 doc, uint32 mask, int32 score)
+{
+	int32	  segment = ranking->search->segments[s].segment;
+	Kept	  kept;
+	TaSearch *search = ranking->search;
+	int		  i = doc % TA_CHUNK_SIZE;
+
+	if (!ta_load_chunk(search, segment, doc / TA_CHUNK_SIZE) || i >= search->chunk.count ||
+		(search->chunk.live & (UINT64CONST(1) << i)) == 0)
+		return;
+	if (search->nrecents > 0 && ta_find_recent(search, &search->chunk.ids[i]) >= 0)
+		return;
+	kept.id = &search->chunk.ids[i];
+	kept.segment = s;
+	kept.doc = doc;
+	kept.price = search->chunk.prices[i];
+	kept.created = search->chunk.created[i];
+	kept.popularity = search->chunk.popularity[i];
+	consider(ranking, mask, score, &kept);
+}
+
+static void
+consider_recent(Ranking *ranking, int r, uint32 mask, int32 score)
+{
+	TaRecent *recent = &ranking->search->recents[r];
+	Kept	  kept = {&recent->id, -1, r, recent->price, recent->created, recent->popularity};
+
+	ranking->tie_lost = false; /* they are in no order with the segments */
+	consider(ranking, mask, score, &kept);
+}
+
+/*
+ * Cursors
+ */
+
+static inline bool
+can_skip_block(const Ranking *ranking, const Cursor *cursor)
+{
+	return ranking->ncursors == 1 &&
+		   !may_enter(ranking, pg_popcount32(cursor->list->mask & ((UINT32CONST(1) << TA_FILTER_BIT) - 1)),
+					  cursor->list->weight * cursor->block.max);
+}
+
+static void
+cursor_load(Ranking *ranking, Cursor *cursor, bool found)
+{
+	while (found && can_skip_block(ranking, cursor))
+		found = ta_list_next(&cursor->reader, &cursor->block);
+	cursor->at_block = found;
+	cursor->pos = 0;
+	if (found)
+		ta_list_decode(&cursor->reader, &cursor->block);
+}
+
+/* Goes to the first posting that is not before doc. */
+static void
+cursor_to(Ranking *ranking, Cursor *cursor, int32 segment, int32 doc)
+{
+	if (cursor->at_block && cursor->block.last < doc)
+	{
+		/* the next block, or the one that holds it */
+		bool found = ta_list_next(&cursor->reader, &cursor->block);
+
+		if (found && cursor->block.last < doc)
+			found = ta_list_seek(&cursor->reader, cursor->list->term, cursor->list->length,
+								 segment, doc, &cursor->block);
+		cursor_load(ranking, cursor, found);
+	}
+	if (!cursor->at_block)
+		return;
+	while (cursor->pos < cursor->block.count && cursor->block.docs[cursor->pos] < doc)
+		cursor->pos++;
+	if (cursor->pos == cursor->block.count)
+		cursor_load(ranking, cursor, ta_list_next(&cursor->reader, &cursor->block));
+}
+
+static inline int32
+cursor_doc(const Cursor *cursor)
+{
+	return cursor->at_block ? cursor->block.docs[cursor->pos] : PG_INT32_MAX;
+}
+
+/* Adds a list's postings before end to the window that begins at start. */
+static void
+cursor_add(Ranking *ranking, Cursor *cursor, int32 start, int32 end)
+{
+	int32  weight = cursor->list->weight;
+	uint32 mask = cursor->list->mask;
+
+	while (cursor->at_block && cursor->block.docs[cursor->pos] < end)
+	{
+		TaBlock *block = &cursor->block;
+		int		 pos = cursor->pos;
+
+		for (; pos < block->count && block->docs[pos] < end; pos++)
+		{
+			int i = block->docs[pos] - start;
+
+			ranking->scores[i] += weight * block->impacts[pos];
+			ranking->masks[i] |= mask;
+			ranking->touched[i >> 6] |= UINT64CONST(1) << (i & 63);
+		}
+		cursor->pos = pos;
+		if (pos < block->count)
+			return;
+		cursor_load(ranking, cursor, ta_list_next(&cursor->reader, block));
+	}
+}
+
+/* The first document, not before doc, that may have all required bits. */
+static int32
+next_document(Ranking *ranking)
+{
+	int32  result = 0;
+	uint32 bits = ranking->required;
+
+	if (bits == 0)
+	{
+		result = PG_INT32_MAX;
+		for (int c = 0; c < ranking->ncursors; c++)
+		{
+			if ((ranking->cursors[c].list->mask & TA_EXCLUDED_BIT) == 0)
+				result = Min(result, cursor_doc(&ranking->cursors[c]));
+		}
+		return result;
+	}
+	while (bits != 0)
+	{
+		uint32 bit = bits & -bits;
+		int32  first = PG_INT32_MAX;
+
+		bits &= ~bit;
+		for (int c = 0; c < ranking->ncursors; c++)
+		{
+			if (ranking->cursors[c].list->mask & bit)
+				first = Min(first, cursor_doc(&ranking->cursors[c]));
+		}
+		result = Max(result, first);
+	}
+	return result;
+}
+
+/* Small windows where the rarest of the required words leaves wide gaps. */
+static int
+window_size(Ranking *ranking, const TaSegment *segment)
+{
+	uint32 bits = ranking->required;
+	int64  rarest = PG_INT64_MAX;
+
+	while (bits != 0)
+	{
+		uint32 bit = bits & -bits;
+		int64  df = 0;
+
+		bits &= ~bit;
+		for (int c = 0; c < ranking->ncursors; c++)
+		{
+			if (ranking->cursors[c].list->mask & bit)
+				df += ranking->cursors[c].list->df;
+		}
+		rarest = Min(rarest, df);
+	}
+	return rarest != PG_INT64_MAX && ranking->search->ndocuments / Max(rarest, 1) > RARE_GAP ? SMALL_WINDOW : WINDOW;
+}
+
+static void
+rank_segment(Ranking *ranking, int s)
+{
+	const TaSegment *segment = &ranking->search->segments[s];
+	uint32 words = (UINT32CONST(1) << TA_FILTER_BIT) - 1;
+
+	int	   window = window_size(ranking, segment);
+
+	ranking->tie_lost = false;
+	for (int c = 0; c < ranking->ncursors; c++)
+	{
+		Cursor *cursor = &ranking->cursors[c];
+
+		cursor_load(ranking, cursor,
+					ta_list_seek(&cursor->reader, cursor->list->term, cursor->list->length,
+								 segment->segment, 0, &cursor->block));
+	}
+
+	for (;;)
+	{
+		int32 start = next_document(ranking);
+		int32 end;
+		bool  moved = false;
+
+		CHECK_FOR_INTERRUPTS();
+		if (start == PG_INT32_MAX)
+			return;
+		{
+			/* bring the lists there; that may show that it is further on */
+			for (int c = 0; c < ranking->ncursors; c++)
+			{
+				Cursor *cursor = &ranking->cursors[c];
+
+				if (cursor_doc(cursor) < start)
+				{
+					cursor_to(ranking, cursor, segment->segment, start);
+					moved = true;
+				}
+			}
+			if (moved && next_document(ranking) != start)
+				continue;
+		}
+		end = start + window;
+
+		for (int c = 0; c < ranking->ncursors; c++)
+			cursor_add(ranking, &ranking->cursors[c], start, end);
+
+		for (int w = 0; w < window / 64; w++)
+		{
+			uint64 bits = ranking->touched[w];
+
+			ranking->touched[w] = 0;
+			while (bits != 0)
+			{
+				int	   i = w * 64 + pg_rightmost_one_pos64(bits);
+				uint32 mask = ranking->masks[i];
+				int32  score = ranking->scores[i];
+				int	   coverage = pg_popcount32(mask & words);
+
+				bits &= bits - 1;
+				ranking->masks[i] = 0;
+				ranking->scores[i] = 0;
+				if ((mask & ranking->required) != ranking->required || (mask & TA_EXCLUDED_BIT) != 0)
+					continue;
+				if (coverage < ranking->coverage || !may_enter(ranking, coverage, score))
+					continue;
+				consider_document(ranking, s, start + i, mask, score);
+				if (ranking->enough)
+					return;
+			}
+		}
+	}
+}
+
+static void
+rank_recents(Ranking *ranking)
+{
+	TaSearch *search = ranking->search;
+	TaQuery	 *query = ranking->query;
+	uint32	  words = (UINT32CONST(1) << TA_FILTER_BIT) - 1;
+
+	for (int r = 0; r < search->nrecents; r++)
+	{
+		TaRecent *recent = &search->recents[r];
+		uint32	  mask = 0;
+		int32	  score = 0;
+
+		if (recent->removed)
+			continue;
+		for (int l = 0; l < query->nlists; l++)
+		{
+			TaList *list = &query->lists[l];
+			int		impact = ta_recent_impact(recent, list->term, list->length, list->hash);
+
+			if (impact < 0)
+				continue;
+			mask |= list->mask;
+			score += list->weight * impact;
+		}
+		if ((mask & ranking->required) != ranking->required || (mask & TA_EXCLUDED_BIT) != 0 ||
+			(int) pg_popcount32(mask & words) < ranking->coverage)
+			continue;
+		consider_recent(ranking, r, mask, score);
+		if (ranking->enough)
+			return;
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/* All products, for a query without words: by popularity, the score. */
+static void
+rank_all(Ranking *ranking)
+{
+	TaSearch *search = ranking->search;
+
+	for (int s = 0; s < search->nsegments; s++)
+	{
+		ranking->tie_lost = false;
+		for (int32 c = 0; ta_load_chunk(search, search->segments[s].segment, c); c++)
+		{
+			for (int i = 0; i < search->chunk.count; i++)
+			{
+				int32 score = (int32) Max(0, Min(search->chunk.popularity[i], 2e9));
+
+				if (may_enter(ranking, 0, score))
+					consider_document(ranking, s, c * TA_CHUNK_SIZE + i, 0, score);
+			}
+			CHECK_FOR_INTERRUPTS();
+			if (ranking->enough)
+				return;
+		}
+	}
+	for (int r = 0; r < search->nrecents && !ranking->enough; r++)
+	{
+		if (!search->recents[r].removed)
+			consider_recent(ranking, r, 0, (int32) Max(0, Min(search->recents[r].popularity, 2e9)));
+	}
+}
+
+/* Products without one of some words. */
+static void
+rank_others(Ranking *ranking)
+{
+	/* only exclusions: what has none of them */
+	TaSearch *search = ranking->search;
+
+	for (int s = 0; s < search->nsegments && !ranking->enough; s++)
+	{
+		uint64 *excluded = palloc0(search->segments[s].documents / 8 + 16);
+
+		for (int c = 0; c < ranking->ncursors; c++)
+		{
+			Cursor *cursor = &ranking->cursors[c];
+			bool	found = ta_list_seek(&cursor->reader, cursor->list->term, cursor->list->length,
+										 search->segments[s].segment, 0, &cursor->block);
+
+			for (; found; found = ta_list_next(&cursor->reader, &cursor->block))
+			{
+				ta_list_decode(&cursor->reader, &cursor->block);
+				for (int i = 0; i < cursor->block.count; i++)
+					excluded[cursor->block.docs[i] >> 6] |= UINT64CONST(1) << (cursor->block.docs[i] & 63);
+			}
+		}
+		ranking->tie_lost = false;
+		for (int32 c = 0; ta_load_chunk(search, search->segments[s].segment, c) && !ranking->enough; c++)
+		{
+			for (int i = 0; i < search->chunk.count; i++)
+			{
+				int32 doc = c * TA_CHUNK_SIZE + i;
+				int32 score = (int32) Max(0, Min(search->chunk.popularity[i], 2e9));
+
+				if ((excluded[doc >> 6] & (UINT64CONST(1) << (doc & 63))) == 0 && may_enter(ranking, 0, score))
+					consider_document(ranking, s, doc, 0, score);
+			}
+			CHECK_FOR_INTERRUPTS();
+		}
+		pfree(excluded);
+	}
+	for (int r = 0; r < search->nrecents && !ranking->enough; r++)
+	{
+		TaRecent *recent = &search->recents[r];
+		bool	  found = recent->removed;
+
+		for (int l = 0; l < ranking->query->nlists && !found; l++)
+			found = ta_recent_impact(recent, ranking->query->lists[l].term, ranking->query->lists[l].length,
+									 ranking->query->lists[l].hash) >= 0;
+		if (!found)
+			consider_recent(ranking, r, 0, (int32) Max(0, Min(recent->popularity, 2e9)));
+	}
+}
+
+static void
+rank(Ranking *ranking)
+{
+	TaQuery *query = ranking->query;
+
+	ranking->nhits = 0;
+	ranking->tie_lost = false;
+	if (query->nwords == 0 && query->filters == 0)
+	{
+		if (query->nlists == 0)
+			rank_all(ranking);
+		else
+			rank_others(ranking);
+		return;
+	}
+	rank_recents(ranking);
+	for (int s = 0; s < ranking->search->nsegments && !ranking->enough; s++)
+		rank_segment(ranking, s);
+}
+
+static void
+ranking_open(Ranking *ranking, TaSearch *search, TaQuery *query)
+{
+	memset(ranking, 0, sizeof(*ranking));
+	ranking->search = search;
+	ranking->query = query;
+	ranking->scores = palloc0(sizeof(int32) * WINDOW);
+	ranking->masks = palloc0(sizeof(uint32) * WINDOW);
+	ranking->touched = palloc0(WINDOW / 8);
+	ranking->ncursors = query->nlists;
+	ranking->cursors = palloc0(sizeof(Cursor) * Max(query->nlists, 1));
+	for (int c = 0; c < query->nlists; c++)
+	{
+		ranking->cursors[c].list = &query->lists[c];
+		ta_list_open(search, &ranking->cursors[c].reader, 3);
+	}
+}
+
+static void
+ranking_close(Ranking *ranking)
+{
+	for (int c = 0; c < ranking->ncursors; c++)
+		ta_list_close(&ranking->cursors[c].reader);
+}
+
+/* What a product must have at a stage. */
+static void
+require(Ranking *ranking, TaStage stage)
+{
+	TaQuery *query = ranking->query;
+
+	ranking->required = query->filters | (stage == TA_STAGE_ANY ? 0 : query->known);
+	ranking->coverage = stage == TA_STAGE_ANY ? 1 : pg_popcount32(query->known);
+}
+
+/*
+ * ta_top
+ *		The first products for a query, in their order; after: those behind it.
+ *		Settles the query's stage where that is open.
+ */
+TaHit *
+ta_top(TaSearch *search, TaQuery *query, int limit, const TaHit *after, int *count)
+{
+	Ranking ranking;
+	int		wanted = Max(limit, TA_FEW_FULL);
+
+	*count = 0;
+	if (query->empty_filter || (query->nwords > 0 && query->known == 0))
+		return NULL;
+
+	ranking_open(&ranking, search, query);
+	ranking.limit = wanted;
+	ranking.after = after;
+	ranking.size = Min(wanted, 64);
+	ranking.hits = palloc(sizeof(TaHit) * ranking.size);
+
+	if (query->stage != TA_STAGE_ANY)
+	{
+		require(&ranking, TA_STAGE_FULL);
+		rank(&ranking);
+	}
+	if (query->stage == TA_STAGE_AUTO)
+		query->stage = ranking.nhits < TA_FEW_FULL && pg_popcount32(query->known) > 1 ? TA_STAGE_ANY : TA_STAGE_FULL;
+	if (query->stage == TA_STAGE_ANY)
+	{
+		require(&ranking, TA_STAGE_ANY);
+		rank(&ranking);
+	}
+
+	ranking_close(&ranking);
+	qsort(ranking.hits, ranking.nhits, sizeof(TaHit), compare_hits);
+	*count = Min(ranking.nhits, limit);
+	return ranking.hits;
+}
+
+/*
+ * ta_visit
+ *		Shows a visitor every product that matches, in no order.  The query's
+ *		stage must be settled.  with_stock: the visitor wants to know of it.
+ */
+void
+ta_visit(TaSearch *search, TaQuery *query, bool with_stock, TaVisitor visitor, void *arg)
+{
+	Ranking ranking;
+
+	if (query->empty_filter || (query->nwords > 0 && query->known == 0))
+		return;
+	ranking_open(&ranking, search, query);
+	ranking.limit = PG_INT32_MAX;
+	ranking.visitor = visitor;
+	ranking.visitor_arg = arg;
+	ranking.with_stock = with_stock;
+	require(&ranking, query->stage);
+	rank(&ranking);
+	ranking_close(&ranking);
+}

@@ -1,0 +1,751 @@
+/*-------------------------------------------------------------------------
+ *
+ * search_read.c
+ *	  Reading a store's search tables, by index and under one snapshot.
+ *
+ * A query looks up a few terms and a few products, often in less time than a
+ * plan takes to start, so the rows are read the way an index scan node reads
+ * them.  Everything is read under the caller's active snapshot: what a query
+ * finds is what its statement can see.
+ *
+ * Takes AccessShareLock on the tables and indexes it reads.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/tableam.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "storage/bufmgr.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/hsearch.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "compat.h"
+#include "errors.h"
+#include "search.h"
+#include "spi_util.h"
+
+#define ASK_ONE_BY_ONE 3000 /* sold-out products before the stock is read whole */
+
+/* Columns, as the store's migration made them. */
+enum
+{
+	POSTING_TERM = 1,
+	POSTING_SEGMENT,
+	POSTING_LAST,
+	POSTING_TOTAL,
+	POSTING_MAX,
+	POSTING_DATA
+};
+enum
+{
+	CHUNK_SEGMENT = 1,
+	CHUNK_CHUNK,
+	CHUNK_FIRST_ID,
+	CHUNK_LIVE,
+	CHUNK_DATA
+};
+enum
+{
+	RECENT_PRODUCT = 1,
+	RECENT_VERSION,
+	RECENT_PRICE,
+	RECENT_CREATED,
+	RECENT_POPULARITY,
+	RECENT_TERMS
+};
+enum
+{
+	SEGMENT_SEGMENT = 1,
+	SEGMENT_DOCUMENTS
+};
+
+/*
+ * ta_search_table
+ *		One of a store's tables; raises TA009 where it has none of this name.
+ */
+Oid
+ta_search_table(Oid nspid, const char *name)
+{
+	Oid relid = get_relname_relid(name, nspid);
+
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(TA_ERRCODE_STORE_ERROR),
+				 errmsg("store \"%s\" has no table \"%s\"", get_namespace_name(nspid), name),
+				 errhint("Run techally.upgrade_store to bring the store up to date.")));
+	return relid;
+}
+
+static Relation
+open_table(Oid nspid, const char *name, bool check)
+{
+	Oid relid = ta_search_table(nspid, name);
+
+	if (check && pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
+		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, name);
+	return table_open(relid, AccessShareLock);
+}
+
+/* A B-tree that begins with a column and leaves out no row. */
+static Relation
+open_index(Relation rel, AttrNumber attnum)
+{
+	List	 *indexes = RelationGetIndexList(rel);
+	ListCell *cell;
+
+	foreach(cell, indexes)
+	{
+		Relation index = index_open(lfirst_oid(cell), AccessShareLock);
+
+		if (index->rd_index->indisvalid && index->rd_rel->relam == BTREE_AM_OID &&
+			index->rd_index->indkey.values[0] == attnum && RelationGetIndexPredicate(index) == NIL)
+		{
+			list_free(indexes);
+			return index;
+		}
+		index_close(index, AccessShareLock);
+	}
+	elog(ERROR, "table \"%s\" has lost its index", RelationGetRelationName(rel));
+}
+
+static void
+reader_open(TaIndexReader *reader, Relation rel, Relation index, Snapshot snapshot, int nkeys)
+{
+	reader->rel = rel;
+	reader->index = index;
+	reader->slot = MakeSingleTupleTableSlot(RelationGetDescr(rel), table_slot_callbacks(rel));
+	reader->scan = ta_index_beginscan(rel, index, snapshot, nkeys);
+}
+
+static void
+reader_close(TaIndexReader *reader)
+{
+	if (reader->scan == NULL)
+		return;
+	index_endscan(reader->scan);
+	ExecDropSingleTupleTableSlot(reader->slot);
+	reader->scan = NULL;
+}
+
+static int
+compare_segments(const void *a, const void *b)
+{
+	return ((const TaSegment *) a)->segment - ((const TaSegment *) b)->segment;
+}
+
+static int
+compare_recents(const void *a, const void *b)
+{
+	return memcmp(&((const TaRecent *) a)->id, &((const TaRecent *) b)->id, UUID_LEN);
+}
+
+static void
+read_segments(TaSearch *search)
+{
+	Relation		rel = open_table(search->nspid, "search_segments", false);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	TableScanDesc	scan = table_beginscan(rel, search->snapshot, 0, NULL);
+	int				size = 8;
+	bool			isnull;
+
+	search->segments = palloc(sizeof(TaSegment) * size);
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		TaSegment *segment;
+
+		if (search->nsegments == size)
+		{
+			size *= 2;
+			search->segments = repalloc(search->segments, sizeof(TaSegment) * size);
+		}
+		segment = &search->segments[search->nsegments++];
+		segment->segment = DatumGetInt32(slot_getattr(slot, SEGMENT_SEGMENT, &isnull));
+		segment->documents = DatumGetInt32(slot_getattr(slot, SEGMENT_DOCUMENTS, &isnull));
+		search->ndocuments += segment->documents;
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, NoLock);
+	qsort(search->segments, search->nsegments, sizeof(TaSegment), compare_segments);
+}
+
+static void
+read_recents(TaSearch *search)
+{
+	Relation		rel = open_table(search->nspid, "search_recent", false);
+	TupleTableSlot *slot;
+	TableScanDesc	scan;
+	int				size = 64;
+	bool			isnull;
+
+	if (RelationGetNumberOfBlocks(rel) == 0)
+	{
+		table_close(rel, NoLock);
+		return;
+	}
+	slot = table_slot_create(rel, NULL);
+	scan = table_beginscan(rel, search->snapshot, 0, NULL);
+	search->recents = palloc(sizeof(TaRecent) * size);
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		TaRecent *recent;
+		Datum	  value;
+
+		if (search->nrecents == size)
+		{
+			size *= 2;
+			search->recents = repalloc_huge(search->recents, sizeof(TaRecent) * size);
+		}
+		recent = &search->recents[search->nrecents++];
+		memset(recent, 0, sizeof(*recent));
+		slot_getallattrs(slot);
+		recent->id = *DatumGetUUIDP(slot_getattr(slot, RECENT_PRODUCT, &isnull));
+		recent->version = DatumGetInt64(slot_getattr(slot, RECENT_VERSION, &isnull));
+		recent->price = DatumGetInt64(slot_getattr(slot, RECENT_PRICE, &isnull));
+		recent->created = DatumGetInt32(slot_getattr(slot, RECENT_CREATED, &isnull));
+		recent->popularity = DatumGetFloat4(slot_getattr(slot, RECENT_POPULARITY, &isnull));
+		value = slot_getattr(slot, RECENT_TERMS, &isnull);
+		recent->removed = isnull;
+		if (!isnull)
+		{
+			bytea *data = DatumGetByteaPP(value);
+			int	   length = VARSIZE_ANY_EXHDR(data);
+			char  *packed = palloc(Max(length, (int) sizeof(uint32)));
+
+			memcpy(packed, VARDATA_ANY(data), length);
+			recent->packed = packed;
+			recent->nterms = length >= (int) sizeof(uint32) ? *(uint32 *) packed : 0;
+			search->ndocuments++;
+		}
+		CHECK_FOR_INTERRUPTS();
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, NoLock);
+	qsort(search->recents, search->nrecents, sizeof(TaRecent), compare_recents);
+}
+
+static const TaStatement read_settings = {
+	"SELECT (SELECT s.value #>> '{}' FROM @store@.store_settings s WHERE s.name = 'search_configuration'),"
+	" (SELECT (s.value #>> '{}')::float8 FROM @store@.store_settings s WHERE s.name = 'search_length'"
+	"   AND pg_catalog.jsonb_typeof(s.value) = 'number')",
+	0};
+
+/*
+ * ta_search_settings
+ *		A store's text search configuration, and the recorded length of its
+ *		documents.  Needs an open frame.
+ */
+void
+ta_search_settings(Oid nspid, Oid *config, double *length)
+{
+	bool  isnull;
+	Datum value;
+
+	ta_query(nspid, &read_settings, NULL, NULL);
+	*config = ta_search_config(ta_spi_text(0, 1) != NULL ? ta_spi_text(0, 1) : "english");
+	value = ta_spi_value(0, 2, &isnull);
+	*length = isnull || DatumGetFloat8(value) < 1 ? TA_LENGTH_BEFORE : DatumGetFloat8(value);
+}
+
+/*
+ * ta_search_open
+ *		Opens the search tables of a store for a query, under the active
+ *		snapshot.  Raises 42501 where the caller may not read products, TA009
+ *		where the store has no search tables.  Memory: the current context.
+ */
+TaSearch *
+ta_search_open(Oid nspid)
+{
+	TaSearch *search = palloc0(sizeof(TaSearch));
+	Relation  rel;
+	TaFrame	  frame;
+
+	search->nspid = nspid;
+	search->snapshot = RegisterSnapshot(GetActiveSnapshot());
+
+	rel = open_table(nspid, "products", true);
+	table_close(rel, NoLock);
+
+	ta_frame_begin(&frame, ta_relation_owner(ta_search_table(nspid, "store_settings")));
+	ta_search_settings(nspid, &search->config, &search->average);
+	ta_frame_end(&frame);
+
+	read_segments(search);
+	read_recents(search);
+
+	rel = open_table(nspid, "search_postings", false);
+	search->postings.rel = rel;
+	search->postings.index = open_index(rel, POSTING_TERM);
+
+	rel = open_table(nspid, "search_documents", false);
+	reader_open(&search->chunks, rel, open_index(rel, CHUNK_SEGMENT), search->snapshot, 2);
+
+	rel = open_table(nspid, "inventory_stock", false);
+	search->has_stock = RelationGetNumberOfBlocks(rel) > 0;
+	search->stock.rel = rel;
+	if (search->has_stock)
+		reader_open(&search->stock, rel, open_index(rel, get_attnum(RelationGetRelid(rel), "product_id")),
+					search->snapshot, 1);
+	return search;
+}
+
+/*
+ * ta_search_close
+ *		Ends what ta_search_open began.
+ */
+void
+ta_search_close(TaSearch *search)
+{
+	reader_close(&search->chunks);
+	index_close(search->chunks.index, NoLock);
+	table_close(search->chunks.rel, NoLock);
+	index_close(search->postings.index, NoLock);
+	table_close(search->postings.rel, NoLock);
+	if (search->has_stock)
+	{
+		reader_close(&search->stock);
+		index_close(search->stock.index, NoLock);
+	}
+	table_close(search->stock.rel, NoLock);
+	UnregisterSnapshot(search->snapshot);
+}
+
+/*
+ * ta_list_open
+ *		A reader of postings, one for each list that is read at a time: of three
+ *		keys for ta_list_seek, of one for ta_next_term, of none for all.
+ */
+void
+ta_list_open(TaSearch *search, TaIndexReader *reader, int nkeys)
+{
+	reader_open(reader, search->postings.rel, search->postings.index, search->snapshot, nkeys);
+}
+
+void
+ta_list_close(TaIndexReader *reader)
+{
+	reader_close(reader);
+}
+
+/* The term of a scan's key. */
+static text *
+set_key(TaIndexReader *reader, const char *term, int length)
+{
+	text *value = (text *) reader->key.data;
+
+	if (length > TA_TERM_MAX)
+		elog(ERROR, "search term is too long");
+	SET_VARSIZE(value, VARHDRSZ + length);
+	memcpy(VARDATA(value), term, length);
+	return value;
+}
+
+static void
+read_block_head(TupleTableSlot *slot, TaBlock *block)
+{
+	bool isnull;
+
+	block->segment = DatumGetInt32(slot_getattr(slot, POSTING_SEGMENT, &isnull));
+	block->last = DatumGetInt32(slot_getattr(slot, POSTING_LAST, &isnull));
+	block->total = DatumGetInt32(slot_getattr(slot, POSTING_TOTAL, &isnull));
+	block->max = DatumGetInt16(slot_getattr(slot, POSTING_MAX, &isnull));
+	block->count = 0;
+}
+
+/*
+ * ta_list_seek
+ *		Goes to the first block of a term in a segment that ends at doc or
+ *		after it.  Reads its head; ta_list_decode reads the rest.
+ */
+bool
+ta_list_seek(TaIndexReader *reader, const char *term, int length, int32 segment, int32 doc,
+			 TaBlock *block)
+{
+	ScanKeyData keys[3];
+	text	   *value = set_key(reader, term, length);
+
+	ScanKeyEntryInitialize(&keys[0], 0, 1, BTEqualStrategyNumber, InvalidOid,
+						   reader->index->rd_indcollation[0], F_TEXTEQ, PointerGetDatum(value));
+	ScanKeyEntryInitialize(&keys[1], 0, 2, BTEqualStrategyNumber, InvalidOid, InvalidOid,
+						   F_INT4EQ, Int32GetDatum(segment));
+	ScanKeyEntryInitialize(&keys[2], 0, 3, BTGreaterEqualStrategyNumber, InvalidOid, InvalidOid,
+						   F_INT4GE, Int32GetDatum(doc));
+	index_rescan(reader->scan, keys, 3, NULL, 0);
+	if (!index_getnext_slot(reader->scan, ForwardScanDirection, reader->slot))
+		return false;
+	read_block_head(reader->slot, block);
+	return true;
+}
+
+/*
+ * ta_list_next
+ *		The block after it.
+ */
+bool
+ta_list_next(TaIndexReader *reader, TaBlock *block)
+{
+	if (!index_getnext_slot(reader->scan, ForwardScanDirection, reader->slot))
+		return false;
+	read_block_head(reader->slot, block);
+	return true;
+}
+
+/*
+ * ta_list_decode
+ *		Reads the postings of the block that the reader stands on.
+ *
+ * The format: a byte for the width of a difference (1, 2 or 4), one for the
+ * number of postings less one, the first document's number in four bytes, the
+ * differences to those after it, then the impacts.  All little-endian.
+ */
+void
+ta_list_decode(TaIndexReader *reader, TaBlock *block)
+{
+	bool				 isnull;
+	bytea				*data = DatumGetByteaPP(slot_getattr(reader->slot, POSTING_DATA, &isnull));
+	const unsigned char *at = (const unsigned char *) VARDATA_ANY(data);
+	int					 length = VARSIZE_ANY_EXHDR(data);
+	int					 width;
+	int					 n;
+	uint32				 doc;
+
+	if (length < 7)
+		elog(ERROR, "damaged block of search postings");
+	width = at[0];
+	n = at[1] + 1;
+	if ((width != 1 && width != 2 && width != 4) || length != 6 + width * (n - 1) + n)
+		elog(ERROR, "damaged block of search postings");
+	doc = at[2] | (at[3] << 8) | (at[4] << 16) | ((uint32) at[5] << 24);
+	at += 6;
+	block->count = n;
+	block->docs[0] = doc;
+	switch (width)
+	{
+		case 1:
+			for (int i = 1; i < n; i++)
+				block->docs[i] = (doc += *at++);
+			break;
+		case 2:
+			for (int i = 1; i < n; i++, at += 2)
+				block->docs[i] = (doc += at[0] | (at[1] << 8));
+			break;
+		default:
+			for (int i = 1; i < n; i++, at += 4)
+				block->docs[i] = (doc += at[0] | (at[1] << 8) | (at[2] << 16) | ((uint32) at[3] << 24));
+			break;
+	}
+	memcpy(block->impacts, at, n);
+}
+
+/*
+ * ta_read_chunk
+ *		Takes a row of search_documents apart.
+ */
+void
+ta_read_chunk(TupleTableSlot *slot, TaChunk *chunk)
+{
+	bool		isnull;
+	bytea	   *data;
+	const char *at;
+	int			length;
+	int			n;
+
+	chunk->segment = DatumGetInt32(slot_getattr(slot, CHUNK_SEGMENT, &isnull));
+	chunk->chunk = DatumGetInt32(slot_getattr(slot, CHUNK_CHUNK, &isnull));
+	chunk->live = (uint64) DatumGetInt64(slot_getattr(slot, CHUNK_LIVE, &isnull));
+	data = DatumGetByteaPP(slot_getattr(slot, CHUNK_DATA, &isnull));
+	at = VARDATA_ANY(data);
+	length = VARSIZE_ANY_EXHDR(data);
+	n = length / (UUID_LEN + 8 + 4 + 4);
+	if (n > TA_CHUNK_SIZE || n * (UUID_LEN + 8 + 4 + 4) != length)
+		elog(ERROR, "damaged row of search documents");
+	chunk->count = n;
+	memcpy(chunk->ids, at, UUID_LEN * n);
+	at += UUID_LEN * n;
+	memcpy(chunk->prices, at, 8 * n);
+	at += 8 * n;
+	memcpy(chunk->created, at, 4 * n);
+	at += 4 * n;
+	memcpy(chunk->popularity, at, 4 * n);
+}
+
+/*
+ * ta_load_chunk
+ *		Sees to it that search->chunk holds a chunk; false where it is not there.
+ */
+bool
+ta_load_chunk(TaSearch *search, int32 segment, int32 chunk)
+{
+	ScanKeyData keys[2];
+
+	if (search->chunk.segment == segment && search->chunk.chunk == chunk)
+		return true;
+	ScanKeyEntryInitialize(&keys[0], 0, 1, BTEqualStrategyNumber, InvalidOid, InvalidOid,
+						   F_INT4EQ, Int32GetDatum(segment));
+	ScanKeyEntryInitialize(&keys[1], 0, 2, BTEqualStrategyNumber, InvalidOid, InvalidOid,
+						   F_INT4EQ, Int32GetDatum(chunk));
+	index_rescan(search->chunks.scan, keys, 2, NULL, 0);
+	if (!index_getnext_slot(search->chunks.scan, ForwardScanDirection, search->chunks.slot))
+		return false;
+	ta_read_chunk(search->chunks.slot, &search->chunk);
+	return true;
+}
+
+/*
+ * ta_find_recent
+ *		Where a product stands among the recent ones, -1: nowhere.
+ */
+int
+ta_find_recent(TaSearch *search, const pg_uuid_t *id)
+{
+	int low = 0;
+	int high = search->nrecents;
+
+	while (low < high)
+	{
+		int middle = (low + high) / 2;
+		int order = memcmp(&search->recents[middle].id, id, UUID_LEN);
+
+		if (order == 0)
+			return middle;
+		if (order < 0)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return -1;
+}
+
+/*
+ * ta_recent_term
+ *		The i-th term of a recent product.
+ */
+const char *
+ta_recent_term(const TaRecent *recent, int i, int *length)
+{
+	const unsigned char *lengths = (const unsigned char *) recent->packed + 4 + recent->nterms * 5;
+	const char			*text = (const char *) lengths + recent->nterms;
+
+	for (int j = 0; j < i; j++)
+		text += lengths[j];
+	*length = lengths[i];
+	return text;
+}
+
+/*
+ * ta_recent_impact
+ *		The impact of a term in a recent product, -1 where it is not there.
+ */
+int
+ta_recent_impact(const TaRecent *recent, const char *term, int length, uint32 hash)
+{
+	const uint32 *hashes = (const uint32 *) (recent->packed + 4);
+	int			  low = 0;
+	int			  high = recent->nterms;
+
+	if (recent->removed)
+		return -1;
+	while (low < high)
+	{
+		int middle = (low + high) / 2;
+
+		if (hashes[middle] < hash)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	for (; low < recent->nterms && hashes[low] == hash; low++)
+	{
+		int			found_length;
+		const char *found = ta_recent_term(recent, low, &found_length);
+
+		if (found_length == length && memcmp(found, term, length) == 0)
+			return ((const unsigned char *) recent->packed)[4 + recent->nterms * 4 + low];
+	}
+	return -1;
+}
+
+/*
+ * ta_document_frequency
+ *		In how many documents a term stands, as it is recorded: those that were
+ *		replaced since the last fold are still counted.
+ */
+int64
+ta_document_frequency(TaSearch *search, const char *term, int length)
+{
+	TaIndexReader reader;
+	TaBlock		  block;
+	int64		  df = 0;
+	uint32		  hash = ta_term_hash(term, length);
+
+	ta_list_open(search, &reader, 3);
+	for (int s = 0; s < search->nsegments; s++)
+	{
+		if (ta_list_seek(&reader, term, length, search->segments[s].segment, 0, &block))
+			df += block.total;
+	}
+	ta_list_close(&reader);
+	for (int r = 0; r < search->nrecents; r++)
+	{
+		if (ta_recent_impact(&search->recents[r], term, length, hash) >= 0)
+			df++;
+	}
+	return df;
+}
+
+static int
+compare_prices(const void *a, const void *b)
+{
+	return memcmp(&((const TaPrice *) a)->id, &((const TaPrice *) b)->id, UUID_LEN);
+}
+
+/* Reads the prices that are newer than the segments. */
+static void
+read_prices(TaSearch *search)
+{
+	Relation		rel = open_table(search->nspid, "search_prices", false);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	TableScanDesc	scan = table_beginscan(rel, search->snapshot, 0, NULL);
+	int				size = 64;
+	bool			isnull;
+
+	search->prices_read = true;
+	search->prices = palloc(sizeof(TaPrice) * size);
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		if (search->nprices == size)
+		{
+			size *= 2;
+			search->prices = repalloc_huge(search->prices, sizeof(TaPrice) * size);
+		}
+		search->prices[search->nprices].id = *DatumGetUUIDP(slot_getattr(slot, 1, &isnull));
+		search->prices[search->nprices++].price = DatumGetInt64(slot_getattr(slot, 3, &isnull));
+		CHECK_FOR_INTERRUPTS();
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, NoLock);
+	qsort(search->prices, search->nprices, sizeof(TaPrice), compare_prices);
+}
+
+/*
+ * ta_price
+ *		The price of a product, where price is what its segment knows.
+ */
+int64
+ta_price(TaSearch *search, const pg_uuid_t *id, int64 price)
+{
+	TaPrice *found;
+
+	if (!search->prices_read)
+		read_prices(search);
+	if (search->nprices == 0)
+		return price;
+	found = bsearch(id, search->prices, search->nprices, sizeof(TaPrice), compare_prices);
+	return found != NULL ? found->price : price;
+}
+
+/* Reads which products have stock, all of them. */
+static void
+read_stock(TaSearch *search)
+{
+	HASHCTL			ctl = {0};
+	Relation		rel = search->stock.rel;
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	TableScanDesc	scan = table_beginscan(rel, search->snapshot, 0, NULL);
+	AttrNumber		product = get_attnum(RelationGetRelid(rel), "product_id");
+	AttrNumber		on_hand = get_attnum(RelationGetRelid(rel), "quantity_on_hand");
+	AttrNumber		reserved = get_attnum(RelationGetRelid(rel), "quantity_reserved");
+
+	ctl.keysize = UUID_LEN;
+	ctl.entrysize = UUID_LEN;
+	ctl.hcxt = CurrentMemoryContext;
+	search->in_stock = hash_create("products in stock", 65536, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		bool isnull;
+
+		CHECK_FOR_INTERRUPTS();
+		if (DatumGetInt32(slot_getattr(slot, on_hand, &isnull)) >
+			DatumGetInt32(slot_getattr(slot, reserved, &isnull)))
+			hash_search(search->in_stock, DatumGetUUIDP(slot_getattr(slot, product, &isnull)), HASH_ENTER, NULL);
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+}
+
+/*
+ * ta_in_stock
+ *		Whether some unit of a product is neither sold nor reserved.
+ */
+bool
+ta_in_stock(TaSearch *search, const pg_uuid_t *id)
+{
+	TaIndexReader *reader = &search->stock;
+	ScanKeyData	   key;
+	AttrNumber	   on_hand;
+	AttrNumber	   reserved;
+
+	if (!search->has_stock)
+		return false;
+	if (search->in_stock != NULL)
+		return hash_search(search->in_stock, id, HASH_FIND, NULL) != NULL;
+
+	on_hand = get_attnum(RelationGetRelid(reader->rel), "quantity_on_hand");
+	reserved = get_attnum(RelationGetRelid(reader->rel), "quantity_reserved");
+	ScanKeyEntryInitialize(&key, 0, 1, BTEqualStrategyNumber, InvalidOid, InvalidOid,
+						   F_UUID_EQ, UUIDPGetDatum(id));
+	index_rescan(reader->scan, &key, 1, NULL, 0);
+	while (index_getnext_slot(reader->scan, ForwardScanDirection, reader->slot))
+	{
+		bool isnull;
+
+		if (DatumGetInt32(slot_getattr(reader->slot, on_hand, &isnull)) >
+			DatumGetInt32(slot_getattr(reader->slot, reserved, &isnull)))
+			return true;
+	}
+	if (++search->asked > ASK_ONE_BY_ONE)
+		read_stock(search);
+	return false;
+}
+
+/*
+ * ta_next_term
+ *		The first term of the segments that is not less than another (or, not
+ *		inclusive, greater), in the order of bytes.  term has room for
+ *		TA_TERM_MAX bytes.
+ */
+bool
+ta_next_term(TaIndexReader *reader, const char *from, int length, bool inclusive,
+			 char *term, int *term_length)
+{
+	ScanKeyData key;
+	text	   *value = set_key(reader, from, length);
+	bool		isnull;
+	text	   *found;
+
+	ScanKeyEntryInitialize(&key, 0, 1, inclusive ? BTGreaterEqualStrategyNumber : BTGreaterStrategyNumber,
+						   InvalidOid, reader->index->rd_indcollation[0],
+						   inclusive ? F_TEXT_GE : F_TEXT_GT, PointerGetDatum(value));
+	index_rescan(reader->scan, &key, 1, NULL, 0);
+	if (!index_getnext_slot(reader->scan, ForwardScanDirection, reader->slot))
+		return false;
+	found = DatumGetTextPP(slot_getattr(reader->slot, POSTING_TERM, &isnull));
+	*term_length = Min((int) VARSIZE_ANY_EXHDR(found), TA_TERM_MAX);
+	memcpy(term, VARDATA_ANY(found), *term_length);
+	return true;
+}
