@@ -32,8 +32,8 @@
 #include "search.h"
 #include "spi_util.h"
 
-#define DEFAULT_LIMIT	 20
-#define SUGGEST_TERMS	 64 /* words that a prefix is looked for in */
+#define DEFAULT_LIMIT 20
+#define SUGGEST_TERMS 64 /* words that a prefix is looked for in */
 
 PG_FUNCTION_INFO_V1(ta_search_products);
 PG_FUNCTION_INFO_V1(ta_search_brute_force);
@@ -98,19 +98,19 @@ limit_argument(FunctionCallInfo fcinfo, int argno, int32 otherwise)
 Datum
 ta_search_products(PG_FUNCTION_ARGS)
 {
-	Oid			nspid;
-	text	   *query_text;
-	TaSearch   *search;
-	TaQuery	   *query;
-	TaHit	   *hits;
-	int			count;
-	ResultRows		result;
-	TaFrame		frame;
-	Datum		values[1];
-	pg_uuid_t  *ids;
-	uint64		rows;
+	Oid			   nspid;
+	text		  *query_text;
+	TaSearch	  *search;
+	TaQuery		  *query;
+	TaHit		  *hits;
+	int			   count;
+	ResultRows	   result;
+	TaFrame		   frame;
+	Datum		   values[1];
+	pg_uuid_t	  *ids;
+	uint64		   rows;
 	SPITupleTable *table;
-	int32		limit = limit_argument(fcinfo, 2, DEFAULT_LIMIT);
+	int32		   limit = limit_argument(fcinfo, 2, DEFAULT_LIMIT);
 
 	ta_require_argument(fcinfo, 0, "store");
 	nspid = ta_store_namespace(PG_GETARG_NAME(0));
@@ -197,7 +197,7 @@ ta_search_brute_force(PG_FUNCTION_ARGS)
 	TaDrafts  *drafts;
 	Portal	   portal;
 	TaFrame	   frame;
-	ResultRows	   result;
+	ResultRows result;
 	int32	   limit = limit_argument(fcinfo, 2, DEFAULT_LIMIT);
 	uint32	   words = (UINT32CONST(1) << TA_FILTER_BIT) - 1;
 
@@ -370,21 +370,21 @@ ta_explain_search(PG_FUNCTION_ARGS)
 		" FROM @store@.products p LEFT JOIN @store@.brands b ON b.id = p.brand_id WHERE p.id = $1",
 		1,
 		{UUIDOID}};
-	Oid		  nspid;
-	TaSearch *search;
-	TaQuery	 *query;
-	TaFrame	  frame;
-	ResultRows	  result;
-	Datum	  values[1];
-	text	 *query_text;
+	Oid			   nspid;
+	TaSearch	  *search;
+	TaQuery		  *query;
+	TaFrame		   frame;
+	ResultRows	   result;
+	Datum		   values[1];
+	text		  *query_text;
 	SPITupleTable *table;
-	TaDrafts  *drafts;
-	TaDocument document;
-	TaHit	   hit = {0};
-	uint32	   mask = 0;
-	int		  *impacts;
-	Oid		   config;
-	char	  *language;
+	TaDrafts	  *drafts;
+	TaDocument	   document;
+	TaHit		   hit = {0};
+	uint32		   mask = 0;
+	int			  *impacts;
+	Oid			   config;
+	char		  *language;
 
 	ta_require_arguments(fcinfo, names, 1);
 	ta_require_argument(fcinfo, 2, names[2]);
@@ -538,23 +538,23 @@ compare_prefix_terms(const void *a, const void *b)
 Datum
 ta_suggest(PG_FUNCTION_ARGS)
 {
-	Oid			   nspid;
-	text		  *prefix;
-	int32		   limit = limit_argument(fcinfo, 2, 10);
-	ResultRows		   result;
-	TaSearch	  *search;
-	TaFrame		   frame;
-	LastWord	   last = {0};
-	char		  *whole;
-	int			   whole_length;
-	int			   put = 0;
-	int			   count;
-	TaQuery		  *query;
-	TaHit		  *hits;
-	PrefixTerm	  *terms;
-	int			   nterms = 0;
-	uint64		   rows;
-	MemoryContext  caller = CurrentMemoryContext;
+	Oid			  nspid;
+	text		 *prefix;
+	int32		  limit = limit_argument(fcinfo, 2, 10);
+	ResultRows	  result;
+	TaSearch	 *search;
+	TaFrame		  frame;
+	LastWord	  last = {0};
+	char		 *whole;
+	int			  whole_length;
+	int			  put = 0;
+	int			  count;
+	TaQuery		 *query;
+	TaHit		 *hits;
+	PrefixTerm	 *terms;
+	int			  nterms = 0;
+	uint64		  rows;
+	MemoryContext caller = CurrentMemoryContext;
 
 	ta_require_argument(fcinfo, 0, "store");
 	nspid = ta_store_namespace(PG_GETARG_NAME(0));

@@ -141,24 +141,24 @@ typedef struct TaChunk
 /* The search tables of a store, open for one call. */
 typedef struct TaSearch
 {
-	Oid			  nspid;
-	Snapshot	  snapshot;
-	Oid			  config;
-	double		  average; /* recorded length of a document */
-	int			  nsegments;
-	TaSegment	 *segments; /* in order */
-	int			  nrecents;
-	TaRecent	 *recents; /* by key */
-	int64		  ndocuments;
-	TaIndexReader postings;
-	TaIndexReader chunks;
-	TaIndexReader stock;
-	bool		  has_stock;
-	TaChunk		  chunk;
-	struct HTAB	 *in_stock; /* of all products, once asking one by one was too much */
-	int			  asked;
-	bool		  prices_read;
-	int			  nprices;
+	Oid				nspid;
+	Snapshot		snapshot;
+	Oid				config;
+	double			average; /* recorded length of a document */
+	int				nsegments;
+	TaSegment	   *segments; /* in order */
+	int				nrecents;
+	TaRecent	   *recents; /* by key */
+	int64			ndocuments;
+	TaIndexReader	postings;
+	TaIndexReader	chunks;
+	TaIndexReader	stock;
+	bool			has_stock;
+	TaChunk			chunk;
+	struct HTAB	   *in_stock; /* of all products, once asking one by one was too much */
+	int				asked;
+	bool			prices_read;
+	int				nprices;
 	struct TaPrice *prices; /* by key */
 } TaSearch;
 
@@ -175,34 +175,34 @@ extern Oid	ta_search_config(const char *name);
 extern void ta_tokenize(Oid config, const char *text, int length, TaTokenSink sink, void *arg);
 
 /* search_read.c */
-extern TaSearch *ta_search_open(Oid nspid);
-extern void		 ta_search_settings(Oid nspid, Oid *config, double *length);
-extern void		 ta_search_close(TaSearch *search);
-extern Oid		 ta_search_table(Oid nspid, const char *name);
-extern void		 ta_list_open(TaSearch *search, TaIndexReader *reader, int nkeys);
-extern void		 ta_list_close(TaIndexReader *reader);
-extern bool		 ta_list_seek(TaIndexReader *reader, const char *term, int length, int32 segment,
-							  int32 doc, TaBlock *block);
-extern bool		 ta_list_next(TaIndexReader *reader, TaBlock *block);
-extern void		 ta_list_decode(TaIndexReader *reader, TaBlock *block);
-extern bool		 ta_load_chunk(TaSearch *search, int32 segment, int32 chunk);
-extern void		 ta_read_chunk(TupleTableSlot *slot, TaChunk *chunk);
-extern int		 ta_find_recent(TaSearch *search, const pg_uuid_t *id);
-extern int		 ta_recent_impact(const TaRecent *recent, const char *term, int length, uint32 hash);
+extern TaSearch	  *ta_search_open(Oid nspid);
+extern void		   ta_search_settings(Oid nspid, Oid *config, double *length);
+extern void		   ta_search_close(TaSearch *search);
+extern Oid		   ta_search_table(Oid nspid, const char *name);
+extern void		   ta_list_open(TaSearch *search, TaIndexReader *reader, int nkeys);
+extern void		   ta_list_close(TaIndexReader *reader);
+extern bool		   ta_list_seek(TaIndexReader *reader, const char *term, int length, int32 segment,
+								int32 doc, TaBlock *block);
+extern bool		   ta_list_next(TaIndexReader *reader, TaBlock *block);
+extern void		   ta_list_decode(TaIndexReader *reader, TaBlock *block);
+extern bool		   ta_load_chunk(TaSearch *search, int32 segment, int32 chunk);
+extern void		   ta_read_chunk(TupleTableSlot *slot, TaChunk *chunk);
+extern int		   ta_find_recent(TaSearch *search, const pg_uuid_t *id);
+extern int		   ta_recent_impact(const TaRecent *recent, const char *term, int length, uint32 hash);
 extern const char *ta_recent_term(const TaRecent *recent, int i, int *length);
-extern int64	 ta_document_frequency(TaSearch *search, const char *term, int length);
-extern int64	 ta_price(TaSearch *search, const pg_uuid_t *id, int64 price);
-extern bool		 ta_in_stock(TaSearch *search, const pg_uuid_t *id);
-extern bool		 ta_next_term(TaIndexReader *reader, const char *from, int length, bool inclusive,
-							  char *term, int *term_length);
+extern int64	   ta_document_frequency(TaSearch *search, const char *term, int length);
+extern int64	   ta_price(TaSearch *search, const pg_uuid_t *id, int64 price);
+extern bool		   ta_in_stock(TaSearch *search, const pg_uuid_t *id);
+extern bool		   ta_next_term(TaIndexReader *reader, const char *from, int length, bool inclusive,
+								char *term, int *term_length);
 
 /* search_document.c */
 typedef struct TaDrafts TaDrafts;
-extern TaDrafts *ta_drafts_open(Oid nspid, Oid config, double average);
-extern void		 ta_draft(TaDrafts *drafts, HeapTuple row, TupleDesc desc, TaDocument *document);
-extern int		 ta_impact(int weight, int length, double average);
-extern char		*ta_property(char kind, const char *name, int name_length,
-							 const char *value, int value_length, int *length);
+extern TaDrafts		   *ta_drafts_open(Oid nspid, Oid config, double average);
+extern void				ta_draft(TaDrafts *drafts, HeapTuple row, TupleDesc desc, TaDocument *document);
+extern int				ta_impact(int weight, int length, double average);
+extern char			   *ta_property(char kind, const char *name, int name_length,
+									const char *value, int value_length, int *length);
 
 extern uint32 ta_term_hash(const char *term, int length);
 
@@ -263,7 +263,7 @@ typedef struct TaQuery
 	TaList		lists[TA_MAX_LISTS];
 	int			nphrases;
 	TaPhrase	phrases[4];
-	uint32		filters; /* bits of filters that must hold */
+	uint32		filters;	  /* bits of filters that must hold */
 	bool		empty_filter; /* one of them cannot hold */
 	int64		price_min;
 	int64		price_max;

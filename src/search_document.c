@@ -47,10 +47,10 @@
 #define WEIGHT_ATTRIBUTE   1
 #define WEIGHT_MAX		   4000 /* of one term in one product */
 
-#define MAX_TERMS		5000 /* of one product */
-#define PROPERTY_MAX	200	 /* bytes of a property that tell it from others */
-#define MAX_CATEGORIES	32
-#define TEXT_MAX		(1024 * 1024) /* bytes of a field that are read */
+#define MAX_TERMS	   5000 /* of one product */
+#define PROPERTY_MAX   200	/* bytes of a property that tell it from others */
+#define MAX_CATEGORIES 32
+#define TEXT_MAX	   (1024 * 1024) /* bytes of a field that are read */
 
 /* The columns of TA_DOCUMENT_COLUMNS. */
 enum

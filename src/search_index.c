@@ -63,7 +63,7 @@
 #define MANY_PRODUCTS	 256 /* inserted at once: they become a segment */
 #define BATCH			 1000
 #define FOLD_LOCK_SPACE	 INT64CONST(0x7461736561726368) /* "tasearch" */
-#define SEGMENT_POSTINGS (6 * 1024 * 1024) /* in memory at a time, at least */
+#define SEGMENT_POSTINGS (6 * 1024 * 1024)				/* in memory at a time, at least */
 #define MERGE_FANOUT	 4
 
 PG_FUNCTION_INFO_V1(ta_search_products_inserted);
@@ -92,7 +92,7 @@ static const TaStatement upsert_recent = {
 	" ON CONFLICT (product_id) DO UPDATE SET version = DEFAULT, price = excluded.price,"
 	" created = excluded.created, terms = excluded.terms",
 	5,
-	{UUIDOID, INT8OID, INT4OID, FLOAT4OID, BYTEAOID}};
+	{UUIDOID, INT8OID, INT4OID, INT4OID, BYTEAOID}};
 static const TaStatement upsert_price = {
 	"INSERT INTO @store@.search_prices AS r (product_id, price) VALUES ($1, $2)"
 	" ON CONFLICT (product_id) DO UPDATE SET version = DEFAULT, price = excluded.price",
@@ -538,12 +538,12 @@ builder_add(Builder *builder, const TaDocument *document)
 static uint64
 build_segments(Oid nspid, const TaStatement *statement)
 {
-	Oid			  config;
-	double		  average;
-	TaDrafts	 *drafts;
-	Builder		  builder;
-	Portal		  portal;
-	uint64		  count = 0;
+	Oid		  config;
+	double	  average;
+	TaDrafts *drafts;
+	Builder	  builder;
+	Portal	  portal;
+	uint64	  count = 0;
 
 	ta_search_settings(nspid, &config, &average);
 	drafts = ta_drafts_open(nspid, config, average);
@@ -618,7 +618,7 @@ put_recent(Oid nspid, const TaDocument *document, bool removed)
 	values[0] = UUIDPGetDatum(&document->id);
 	values[1] = Int64GetDatum(document->price);
 	values[2] = Int32GetDatum(document->created);
-	values[3] = Float4GetDatum(document->popularity);
+	values[3] = Int32GetDatum((int32) document->popularity);
 	values[4] = removed ? (Datum) 0 : PointerGetDatum(pack_terms(document));
 	ta_execute(nspid, &upsert_recent, SPI_OK_INSERT, values, removed ? "    n" : NULL);
 	if (!removed)
@@ -888,17 +888,17 @@ ta_search_variants_changed(PG_FUNCTION_ARGS)
 Datum
 ta_search_group_changed(PG_FUNCTION_ARGS)
 {
-	TriggerData *trigdata = ta_trigger_data(fcinfo, "search_group_changed",
-											TA_TRIGGER_ROW | TA_TRIGGER_AFTER | TA_TRIGGER_UPDATE);
-	Relation	 rel = trigdata->tg_relation;
-	Oid			 nspid = RelationGetNamespace(rel);
-	pg_uuid_t	 key = row_key(trigdata->tg_newtuple, rel, "id");
-	bool		 is_brand = strcmp(RelationGetRelationName(rel), "brands") == 0;
-	Datum		 values[1] = {UUIDPGetDatum(&key)};
+	TriggerData	 *trigdata = ta_trigger_data(fcinfo, "search_group_changed",
+											 TA_TRIGGER_ROW | TA_TRIGGER_AFTER | TA_TRIGGER_UPDATE);
+	Relation	  rel = trigdata->tg_relation;
+	Oid			  nspid = RelationGetNamespace(rel);
+	pg_uuid_t	  key = row_key(trigdata->tg_newtuple, rel, "id");
+	bool		  is_brand = strcmp(RelationGetRelationName(rel), "brands") == 0;
+	Datum		  values[1] = {UUIDPGetDatum(&key)};
 	MemoryContext caller = CurrentMemoryContext;
-	TaFrame		 frame;
-	uint64		 rows;
-	pg_uuid_t	*keys;
+	TaFrame		  frame;
+	uint64		  rows;
+	pg_uuid_t	 *keys;
 
 	ta_frame_begin(&frame, search_owner(rel));
 	rows = ta_execute(nspid, is_brand ? &select_by_brand : &select_by_category, SPI_OK_SELECT, values, NULL);
@@ -1059,8 +1059,8 @@ fold_recents(TaSearch *search, KeyedValue *prices, int nprices, KeyedValue *sale
 	builder_open(&builder, search->nspid);
 	for (int r = 0; r < search->nrecents; r++)
 	{
-		TaRecent  *recent = &search->recents[r];
-		TaDocument document;
+		TaRecent   *recent = &search->recents[r];
+		TaDocument	document;
 		KeyedValue *value;
 
 		ids[r] = recent->id;
@@ -1386,15 +1386,15 @@ Datum
 ta_fold_search(PG_FUNCTION_ARGS)
 {
 	static const char *const names[] = {"store", "merge_all"};
-	Oid			nspid;
-	bool		merge_all;
-	TaFrame		frame;
-	TaSearch   *search;
-	KeyedValue *prices;
-	KeyedValue *sales;
-	int			nprices;
-	int			nsales;
-	int64		folded;
+	Oid						 nspid;
+	bool					 merge_all;
+	TaFrame					 frame;
+	TaSearch				*search;
+	KeyedValue				*prices;
+	KeyedValue				*sales;
+	int						 nprices;
+	int						 nsales;
+	int64					 folded;
 
 	ta_require_arguments(fcinfo, names, 2);
 	nspid = ta_store_namespace(PG_GETARG_NAME(0));
@@ -1433,14 +1433,14 @@ ta_fold_search(PG_FUNCTION_ARGS)
 Datum
 ta_rebuild_search(PG_FUNCTION_ARGS)
 {
-	Oid			nspid;
-	TaFrame		frame;
-	TaSearch   *search;
-	int32	   *segments;
-	pg_uuid_t  *ids;
-	Datum	   *versions;
-	Datum		values[2];
-	int64		count;
+	Oid		   nspid;
+	TaFrame	   frame;
+	TaSearch  *search;
+	int32	  *segments;
+	pg_uuid_t *ids;
+	Datum	  *versions;
+	Datum	   values[2];
+	int64	   count;
 
 	ta_require_argument(fcinfo, 0, "store");
 	nspid = ta_store_namespace(PG_GETARG_NAME(0));

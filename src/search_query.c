@@ -37,17 +37,17 @@
 
 typedef struct Parser
 {
-	TaSearch	*search;
-	TaQuery		*query;
-	bool		 excluded;
-	TaPhrase	*phrase;
-	int			 offset; /* of the piece in the query */
-	bool		 stop_words;
-	int			 first_of_chunk; /* word bits of the chunk, for its joined form */
+	TaSearch *search;
+	TaQuery	 *query;
+	bool	  excluded;
+	TaPhrase *phrase;
+	int		  offset; /* of the piece in the query */
+	bool	  stop_words;
+	int		  first_of_chunk; /* word bits of the chunk, for its joined form */
 	/* surface of each word, and whether the next one followed it directly */
-	char		*surfaces[TA_MAX_WORDS];
-	bool		 codes[TA_MAX_WORDS];
-	int			 positions[TA_MAX_WORDS];
+	char *surfaces[TA_MAX_WORDS];
+	bool  codes[TA_MAX_WORDS];
+	int	  positions[TA_MAX_WORDS];
 } Parser;
 
 /*
@@ -296,17 +296,17 @@ collect_synonym(const TaToken *token, void *arg)
 static void
 add_synonyms(Parser *parser)
 {
-	TaSearch *search = parser->search;
-	TaQuery	 *query = parser->query;
-	Oid		  relid = get_relname_relid("search_synonyms", search->nspid);
-	Relation  rel;
-	bool	  empty;
-	char	 *asked[TA_MAX_WORDS * 2];
-	int		  nasked = 0;
-	uint32	  masks[TA_MAX_WORDS * 2];
-	TaFrame	  frame;
-	Datum	  values[1];
-	uint64	  rows;
+	TaSearch	 *search = parser->search;
+	TaQuery		 *query = parser->query;
+	Oid			  relid = get_relname_relid("search_synonyms", search->nspid);
+	Relation	  rel;
+	bool		  empty;
+	char		 *asked[TA_MAX_WORDS * 2];
+	int			  nasked = 0;
+	uint32		  masks[TA_MAX_WORDS * 2];
+	TaFrame		  frame;
+	Datum		  values[1];
+	uint64		  rows;
 	MemoryContext caller = CurrentMemoryContext;
 
 	if (!OidIsValid(relid) || query->nwords == 0)
@@ -516,7 +516,7 @@ to_chars(const char *word, int length, unsigned int *chars, int max)
 
 	for (int at = 0; at < length;)
 	{
-		int width = Min(pg_mblen(word + at), length - at);
+		int			 width = Min(pg_mblen(word + at), length - at);
 		unsigned int c = 0;
 
 		if (n == max)
@@ -802,7 +802,7 @@ rewrite(const char *text, int length, const int *starts, const int *ends, char *
 TaQuery *
 ta_parse_query(TaSearch *search, const char *text, int length, bool correct)
 {
-	Parser	parser = {0};
+	Parser	 parser = {0};
 	TaQuery *query = palloc0(sizeof(TaQuery));
 	char	*corrected[TA_MAX_WORDS] = {0};
 	bool	 any = false;

@@ -43,25 +43,25 @@ typedef struct Cursor
 
 typedef struct Ranking
 {
-	TaSearch *search;
-	TaQuery	 *query;
-	uint32	  required;	 /* bits that a product must have */
-	int		  coverage;	 /* words that it must have at least */
-	int		  limit;
+	TaSearch	*search;
+	TaQuery		*query;
+	uint32		 required; /* bits that a product must have */
+	int			 coverage; /* words that it must have at least */
+	int			 limit;
 	const TaHit *after;
-	TaVisitor visitor; /* wants them all */
-	void	 *visitor_arg;
-	bool	  with_stock;
-	bool	  enough;
-	TaHit	 *hits; /* a heap, the worst on top */
-	int		  nhits;
-	int		  size;
-	bool	  tie_lost; /* in this segment, what equals the worst is worse */
-	int		  ncursors;
-	Cursor	 *cursors;
-	int32	 *scores;
-	uint32	 *masks;
-	uint64	 *touched; /* a bit for each document of the window */
+	TaVisitor	 visitor; /* wants them all */
+	void		*visitor_arg;
+	bool		 with_stock;
+	bool		 enough;
+	TaHit		*hits; /* a heap, the worst on top */
+	int			 nhits;
+	int			 size;
+	bool		 tie_lost; /* in this segment, what equals the worst is worse */
+	int			 ncursors;
+	Cursor		*cursors;
+	int32		*scores;
+	uint32		*masks;
+	uint64		*touched; /* a bit for each document of the window */
 } Ranking;
 
 /*
@@ -170,10 +170,10 @@ may_enter(const Ranking *ranking, int coverage, int32 score)
 
 typedef struct Words
 {
-	int		count;
-	int		size;
-	char  **terms;
-	int	   *lengths;
+	int	   count;
+	int	   size;
+	char **terms;
+	int	  *lengths;
 } Words;
 
 static void
@@ -507,9 +507,9 @@ static void
 rank_segment(Ranking *ranking, int s)
 {
 	const TaSegment *segment = &ranking->search->segments[s];
-	uint32 words = (UINT32CONST(1) << TA_FILTER_BIT) - 1;
+	uint32			 words = (UINT32CONST(1) << TA_FILTER_BIT) - 1;
 
-	int	   window = window_size(ranking, segment);
+	int window = window_size(ranking, segment);
 
 	ranking->tie_lost = false;
 	for (int c = 0; c < ranking->ncursors; c++)

@@ -216,7 +216,7 @@ read_recents(TaSearch *search)
 		recent->version = DatumGetInt64(slot_getattr(slot, RECENT_VERSION, &isnull));
 		recent->price = DatumGetInt64(slot_getattr(slot, RECENT_PRICE, &isnull));
 		recent->created = DatumGetInt32(slot_getattr(slot, RECENT_CREATED, &isnull));
-		recent->popularity = DatumGetFloat4(slot_getattr(slot, RECENT_POPULARITY, &isnull));
+		recent->popularity = (float4) DatumGetInt32(slot_getattr(slot, RECENT_POPULARITY, &isnull));
 		value = slot_getattr(slot, RECENT_TERMS, &isnull);
 		recent->removed = isnull;
 		if (!isnull)

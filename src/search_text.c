@@ -53,8 +53,8 @@ typedef struct KnownWordKey
 typedef struct KnownWord
 {
 	KnownWordKey key;
-	uint8	length; /* 0: a stop word */
-	char	lexeme[TA_WORD_MAX];
+	uint8		 length; /* 0: a stop word */
+	char		 lexeme[TA_WORD_MAX];
 } KnownWord;
 
 static HTAB *words = NULL;
@@ -117,10 +117,10 @@ ta_search_config(const char *name)
 static const KnownWord *
 lexeme_of(Oid config, const char *word, int length)
 {
-	KnownWordKey	   key;
-	KnownWord *entry;
-	bool	   found;
-	ParsedText parsed;
+	KnownWordKey key;
+	KnownWord	*entry;
+	bool		 found;
+	ParsedText	 parsed;
 
 	if (words != NULL && (words_stale || hash_get_num_entries(words) >= MAX_REMEMBERED))
 	{

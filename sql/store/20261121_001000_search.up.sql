@@ -56,7 +56,7 @@ CREATE TABLE search_recent (
     version    bigint  GENERATED ALWAYS AS IDENTITY,
     price      bigint  NOT NULL,
     created    integer NOT NULL,
-    popularity real    NOT NULL,
+    popularity integer NOT NULL,
     terms      bytea
 );
 ALTER TABLE search_recent ALTER COLUMN terms SET STORAGE EXTERNAL;
