@@ -168,6 +168,9 @@ ta_security_invoker_view(void)
 	return " WITH (security_invoker = true)";
 #else
 	return "";
+#endif
+}
+
 /* the parts of a name like schema.object */
 static inline List *
 ta_qualified_names(const char *string)
