@@ -1468,7 +1468,7 @@ restore_all_dependents(List *keys, uint64 nrows, Datum id)
 /*
  * Restores the rows that refer to these keys and went with the deletion id, but
  * for those that have another parent that is still deleted: they come back with
- * that one.
+ * that one if it went with the same deletion.
  */
 static void
 restore_dependents(const TaForeignKey *key, const KeyArrays *arrays, Datum id)
