@@ -11,7 +11,7 @@ SELECT c.relname, 'column', a.attname, format_type(a.atttypid, a.atttypmod), a.a
 UNION ALL
 SELECT c.relname, 'constraint', o.conname, pg_get_constraintdef(o.oid), '', '', ''
   FROM pg_class c
-  JOIN pg_constraint o ON o.conrelid = c.oid
+  JOIN pg_constraint o ON o.conrelid = c.oid AND o.contype <> 't' -- of ours, constraint triggers
  WHERE c.relnamespace = :'store'::regnamespace AND c.relkind IN ('r', 'p')
    AND c.relname NOT IN ('schema_migrations', 'transitions')
 UNION ALL
