@@ -22,6 +22,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_namespace.h"
+#include "jit/jit.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "optimizer/cost.h"
@@ -310,6 +311,7 @@ plan_of(Oid nspid, const TaStatement *statement)
  * are: look-ups of a few rows by index.  The generic plan knows nothing of the
  * tables' future: made while they are empty it would read them whole, and made
  * for a few rows it prefers bitmaps, whose start costs more than the rows.
+ * Nor are they compiled: a table that has no index for them looks dear enough.
  * The settings hold while our statement is planned and not while it runs, so
  * that what its triggers plan is left alone.
  */
@@ -317,7 +319,7 @@ static void
 plan_by_index(SPIPlanPtr plan)
 {
 	CachedPlanSource *source = linitial(SPI_plan_get_plan_sources(plan));
-	bool			  saved[] = {enable_seqscan, enable_bitmapscan, enable_hashjoin, enable_mergejoin, enable_material};
+	bool			  saved[] = {enable_seqscan, enable_bitmapscan, enable_hashjoin, enable_mergejoin, enable_material, jit_enabled};
 
 	if (source->is_valid && source->gplan != NULL && source->gplan->is_valid)
 		return;
@@ -326,7 +328,7 @@ plan_by_index(SPIPlanPtr plan)
 	{
 		CachedPlan *cached;
 
-		enable_seqscan = enable_bitmapscan = enable_hashjoin = enable_mergejoin = enable_material = false;
+		enable_seqscan = enable_bitmapscan = enable_hashjoin = enable_mergejoin = enable_material = jit_enabled = false;
 		cached = SPI_plan_get_cached_plan(plan);
 		if (cached != NULL)
 			ReleaseCachedPlan(cached, CurrentResourceOwner);
@@ -338,6 +340,7 @@ plan_by_index(SPIPlanPtr plan)
 		enable_hashjoin = saved[2];
 		enable_mergejoin = saved[3];
 		enable_material = saved[4];
+		jit_enabled = saved[5];
 	}
 	PG_END_TRY();
 }
