@@ -617,6 +617,9 @@ nearest_sibling(const TaParent *parent, const TaRange *range)
 {
 	Oid sibling = parent->nranges > 0 ? parent->ranges[0].partition : InvalidOid;
 
+	/* a table that was converted is the only pattern there is */
+	if (!OidIsValid(sibling) && range != NULL)
+		return parent->default_oid;
 	for (int i = 0; i < parent->nranges && (range == NULL || parent->ranges[i].from < range->from); i++)
 		sibling = parent->ranges[i].partition;
 	return sibling;
@@ -1128,6 +1131,8 @@ PG_FUNCTION_INFO_V1(ta_premake_partitions);
 PG_FUNCTION_INFO_V1(ta_drain_default);
 PG_FUNCTION_INFO_V1(ta_retire_partition);
 PG_FUNCTION_INFO_V1(ta_note_partition_run);
+PG_FUNCTION_INFO_V1(ta_free_table_name);
+PG_FUNCTION_INFO_V1(ta_finish_partition);
 PG_FUNCTION_INFO_V1(ta_partition_ranges);
 PG_FUNCTION_INFO_V1(ta_partition_facts);
 
@@ -1319,6 +1324,48 @@ ta_drain_default(PG_FUNCTION_ARGS)
 	relid = PG_GETARG_OID(0);
 	ta_require_owner(relid);
 	PG_RETURN_INT64((int64) ta_drain_one_range(relid, &ta_require_managed(relid)->step));
+}
+
+/*
+ * ta_free_table_name
+ *		free_table_name(schema_name name, base text, label text) → text
+ */
+Datum
+ta_free_table_name(PG_FUNCTION_ARGS)
+{
+	Oid nspid = get_namespace_oid(NameStr(*PG_GETARG_NAME(0)), false);
+
+	PG_RETURN_TEXT_P(cstring_to_text(ta_free_name(nspid, text_to_cstring(PG_GETARG_TEXT_PP(1)),
+												  text_to_cstring(PG_GETARG_TEXT_PP(2)))));
+}
+
+/*
+ * ta_finish_partition
+ *		finish_partition(parent regclass, partition regclass) → void
+ *
+ * For partitions that were made by SQL: the parent's owner and grants, and
+ * what other rooms do with a new partition.  Raises 42501.
+ */
+Datum
+ta_finish_partition(PG_FUNCTION_ARGS)
+{
+	Oid			  parent = PG_GETARG_OID(0);
+	Oid			  partition = PG_GETARG_OID(1);
+	Oid			  owner;
+	TaMaintenance frame;
+	Datum		  values[3] = {ObjectIdGetDatum(parent), ObjectIdGetDatum(InvalidOid), ObjectIdGetDatum(partition)};
+
+	ta_require_owner(parent);
+	ta_require_owner(partition);
+	owner = ta_relation_owner(parent);
+	ta_maintenance_begin(&frame, InvalidOid);
+	if (ta_relation_owner(partition) != owner)
+		ta_run("ALTER TABLE %s OWNER TO %s", ta_qualified_name(partition),
+			   quote_identifier(GetUserNameFromId(owner, false)));
+	run_each(&select_finish, values);
+	ta_maintenance_end(&frame);
+	ta_announce_partition(parent, partition);
+	PG_RETURN_VOID();
 }
 
 /*

@@ -1,0 +1,358 @@
+-- A plain table becomes a partitioned one, and the helpers for LIST and HASH.
+
+-- What stands in the way, one reason a row.  Names in full, by the search path.
+CREATE FUNCTION techally.partition_obstacles(target regclass, column_name name)
+RETURNS TABLE (reason text)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $function$
+SELECT format('it is a %s', CASE relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'f' THEN 'foreign table' ELSE 'relation of another kind' END)
+  FROM pg_class WHERE oid = target AND relkind NOT IN ('r', 'p')
+UNION ALL
+SELECT CASE relpersistence WHEN 't' THEN 'it is temporary' ELSE 'it is unlogged' END
+  FROM pg_class WHERE oid = target AND relpersistence <> 'p'
+UNION ALL
+SELECT 'it is a partition or takes part in inheritance'
+ WHERE EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = target WHERE c.relkind = 'r' AND target IN (i.inhrelid, i.inhparent))
+UNION ALL
+SELECT format('column "%s" does not exist', column_name)
+ WHERE NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = target AND attname = column_name AND attnum > 0 AND NOT attisdropped)
+UNION ALL
+SELECT format('column "%s" is of type %s, not date, timestamp or timestamp with time zone', column_name, format_type(atttypid, atttypmod))
+  FROM pg_attribute WHERE attrelid = target AND attname = column_name AND attnum > 0 AND NOT attisdropped
+   AND atttypid NOT IN ('date'::regtype, 'timestamp'::regtype, 'timestamptz'::regtype)
+UNION ALL
+SELECT format('column "%s" is generated', column_name)
+  FROM pg_attribute WHERE attrelid = target AND attname = column_name AND attgenerated <> ''
+UNION ALL
+SELECT format('%s "%s" does not contain column "%s", without which it cannot hold across partitions',
+              CASE WHEN x.indisprimary THEN 'primary key' WHEN x.indisexclusion THEN 'exclusion constraint' ELSE 'unique index' END, i.relname, column_name)
+  FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+ WHERE x.indrelid = target AND (x.indisunique OR x.indisexclusion)
+   AND (x.indisexclusion OR NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = target AND a.attname = column_name
+                    AND a.attnum = ANY ((x.indkey::int2[])[0:x.indnkeyatts - 1])))
+UNION ALL
+SELECT format('index "%s" is not valid', i.relname)
+  FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indrelid = target AND NOT x.indisvalid
+UNION ALL
+SELECT format('foreign key "%s" of table %s points at it', conname, conrelid::regclass)
+  FROM pg_constraint WHERE contype = 'f' AND confrelid = target AND conparentid = 0
+UNION ALL
+SELECT format('constraint "%s" is not validated', conname)
+  FROM pg_constraint WHERE conrelid = target AND contype IN ('c', 'f') AND NOT convalidated
+UNION ALL
+SELECT format('constraint "%s" is not inherited', conname)
+  FROM pg_constraint WHERE conrelid = target AND contype = 'c' AND connoinherit
+UNION ALL
+SELECT format('trigger "%s" is for each row and uses transition tables', tgname)
+  FROM pg_trigger WHERE tgrelid = target AND NOT tgisinternal AND tgtype & 1 = 1 AND coalesce(tgoldtable, tgnewtable) IS NOT NULL
+UNION ALL
+SELECT format('%s reads it', pg_describe_object('pg_class'::regclass, r.ev_class, 0))
+  FROM pg_depend d JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+ WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = target AND r.ev_class <> target
+ GROUP BY r.ev_class
+UNION ALL
+SELECT format('rule "%s" is defined on it', rulename) FROM pg_rewrite WHERE ev_class = target
+UNION ALL
+SELECT format('%s uses its row type', pg_describe_object(d.classid, d.objid, d.objsubid))
+  FROM pg_class c JOIN pg_depend d ON d.refclassid = 'pg_type'::regclass AND d.refobjid IN (c.reltype, (SELECT t.typarray FROM pg_type t WHERE t.oid = c.reltype))
+ WHERE c.oid = target AND d.deptype = 'n'
+UNION ALL
+SELECT 'it has row security' FROM pg_class WHERE oid = target
+   AND (relrowsecurity OR EXISTS (SELECT FROM pg_policy WHERE polrelid = target))
+UNION ALL
+SELECT format('publication "%s" has it with a filter or a list of columns', p.pubname)
+  FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+ WHERE r.prrelid = target AND coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') IS NOT NULL
+UNION ALL
+SELECT format('its column "%s" is under a state machine: detach it first, attach it afterwards', a.column_name)
+  FROM techally.machine_attachments a WHERE a.target = partition_obstacles.target
+UNION ALL
+SELECT 'it is under soft delete: disable it first, enable it afterwards'
+  FROM techally.soft_delete_tables s WHERE s.target = partition_obstacles.target
+$function$;
+REVOKE ALL ON FUNCTION techally.partition_obstacles(regclass, name) FROM PUBLIC;
+COMMENT ON FUNCTION techally.partition_obstacles(regclass, name) IS
+'Why a table cannot be converted by partition_table as it stands: a reason a row, none where it can';
+
+-- The switch: the table becomes the DEFAULT partition of a new one that takes
+-- its name.  That needs no look at its rows: without other partitions DEFAULT
+-- takes everything.  One transaction, one ACCESS EXCLUSIVE lock, a few
+-- milliseconds; NULL where the lock cannot be had.
+CREATE FUNCTION techally.switch_to_partitioned(target regclass, column_name name, step interval)
+RETURNS regclass
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = 0 SET client_min_messages = warning
+AS $function$
+DECLARE
+    this       record;
+    obstacles  text;
+    old_name   text;
+    parent     text;
+    old        text;
+    before     text[] := '{}';      -- on the table, while it has its name
+    after      text[] := '{}';      -- on the new one
+    triggers   text[] := '{}';
+    s          text;
+    r          record;
+    rows_seen  bigint;
+BEGIN
+    SELECT c.relname, n.nspname, c.relowner, t.spcname, obj_description(c.oid, 'pg_class') AS remark
+      INTO this
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_tablespace t ON t.oid = c.reltablespace
+     WHERE c.oid = target;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_table', MESSAGE = format('table with OID %s does not exist', target::oid);
+    END IF;
+    IF NOT pg_has_role(this.relowner, 'USAGE') THEN
+        RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege', MESSAGE = format('must be owner of table %s', this.relname);
+    END IF;
+    parent := format('%I.%I', this.nspname, this.relname);
+
+    BEGIN
+        PERFORM set_config('lock_timeout', current_setting('techally.maintenance_lock_timeout'), true);
+        EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', parent);
+    EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+        RETURN NULL;
+    END;
+    SELECT string_agg(o.reason, '; ') INTO obstacles FROM techally.partition_obstacles(target, column_name) o;
+    IF obstacles IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
+            MESSAGE = format('table "%s" cannot be converted as it stands', this.relname),
+            DETAIL = upper(left(obstacles, 1)) || substr(obstacles, 2) || '.',
+            HINT = 'techally.partition_obstacles lists the reasons.';
+    END IF;
+
+    old_name := techally.free_table_name(this.nspname, this.relname, 'default');
+    old := format('%I.%I', this.nspname, old_name);
+
+    -- what the new table gets, in the words of the catalogs, which name it by
+    -- the name that it will have
+    FOR r IN SELECT conname, pg_get_constraintdef(oid) AS def, contype FROM pg_constraint
+              WHERE conrelid = target AND contype IN ('p', 'u', 'f') ORDER BY contype = 'f', conname LOOP
+        IF r.contype <> 'f' THEN
+            before := before || format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', old, r.conname, techally.free_table_name(this.nspname, r.conname, 'default'));
+        END IF;
+        after := after || format('ALTER TABLE %s ADD CONSTRAINT %I %s', parent, r.conname, r.def);
+    END LOOP;
+    FOR r IN SELECT i.relname, pg_get_indexdef(x.indexrelid) AS def FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+              WHERE x.indrelid = target AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = x.indexrelid AND k.conrelid = target AND k.contype IN ('p', 'u', 'x'))
+              ORDER BY i.relname LOOP
+        before := before || format('ALTER INDEX %I.%I RENAME TO %I', this.nspname, r.relname, techally.free_table_name(this.nspname, r.relname, 'default'));
+        after := after || r.def;
+    END LOOP;
+    FOR r IN SELECT t.tgname, pg_get_triggerdef(t.oid) AS def, t.tgenabled FROM pg_trigger t
+              WHERE t.tgrelid = target AND NOT t.tgisinternal ORDER BY t.tgname LOOP
+        before := before || format('DROP TRIGGER %I ON %s', r.tgname, old);
+        triggers := triggers || r.def;
+        IF r.tgenabled <> 'O' THEN
+            triggers := triggers || format('ALTER TABLE %s %s TRIGGER %I', parent,
+                CASE r.tgenabled WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' ELSE 'ENABLE REPLICA' END, r.tgname);
+        END IF;
+    END LOOP;
+    FOR r IN SELECT a.attname, a.attidentity, q.*, s.last_value IS NOT NULL AS is_called, s.last_value AS position
+               FROM pg_attribute a
+               JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = target AND d.refobjsubid = a.attnum AND d.deptype = 'i' AND d.classid = 'pg_class'::regclass
+               JOIN pg_sequence q ON q.seqrelid = d.objid
+               JOIN pg_class sc ON sc.oid = q.seqrelid JOIN pg_namespace sn ON sn.oid = sc.relnamespace
+               JOIN pg_sequences s ON s.schemaname = sn.nspname AND s.sequencename = sc.relname
+              WHERE a.attrelid = target AND a.attidentity <> '' LOOP
+        before := before || format('ALTER TABLE %s ALTER COLUMN %I DROP IDENTITY', old, r.attname);
+        after := after || format('ALTER TABLE %s ALTER COLUMN %I SET NOT NULL', parent, r.attname)
+                       || format('ALTER TABLE %s ALTER COLUMN %I ADD GENERATED %s AS IDENTITY (INCREMENT %s MINVALUE %s MAXVALUE %s START %s CACHE %s %s CYCLE)',
+            parent, r.attname, CASE r.attidentity WHEN 'a' THEN 'ALWAYS' ELSE 'BY DEFAULT' END,
+            r.seqincrement, r.seqmin, r.seqmax, r.seqstart, r.seqcache, CASE WHEN r.seqcycle THEN '' ELSE 'NO' END);
+        IF r.is_called THEN
+            after := after || format('SELECT pg_catalog.setval(pg_catalog.pg_get_serial_sequence(%L, %L), %s)', parent, r.attname, r.position);
+        END IF;
+    END LOOP;
+    FOR r IN SELECT sn.nspname, sc.relname, a.attname
+               FROM pg_depend d JOIN pg_class sc ON sc.oid = d.objid AND sc.relkind = 'S' JOIN pg_namespace sn ON sn.oid = sc.relnamespace
+               JOIN pg_attribute a ON a.attrelid = target AND a.attnum = d.refobjsubid
+              WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = target AND d.deptype = 'a' LOOP
+        after := after || format('ALTER SEQUENCE %I.%I OWNED BY %s.%I', r.nspname, r.relname, parent, r.attname);
+    END LOOP;
+    FOR r IN SELECT a.*, NULL::name AS attname FROM pg_class c, aclexplode(c.relacl) a WHERE c.oid = target AND a.grantee <> c.relowner
+             UNION ALL
+             SELECT a.*, t.attname FROM pg_class c JOIN pg_attribute t ON t.attrelid = c.oid, aclexplode(t.attacl) a WHERE c.oid = target AND a.grantee <> c.relowner LOOP
+        after := after || format('GRANT %s%s ON TABLE %s TO %s%s', r.privilege_type, CASE WHEN r.attname IS NOT NULL THEN format(' (%I)', r.attname) ELSE '' END, parent,
+            CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(r.grantee)) END, CASE WHEN r.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+    END LOOP;
+    FOR r IN SELECT p.pubname FROM pg_publication_rel pr JOIN pg_publication p ON p.oid = pr.prpubid WHERE pr.prrelid = target LOOP
+        after := after || format('ALTER PUBLICATION %I ADD TABLE %s', r.pubname, parent);
+    END LOOP;
+
+    EXECUTE format('ALTER TABLE %s RENAME TO %I', parent, old_name);
+    FOREACH s IN ARRAY before LOOP
+        EXECUTE s;
+    END LOOP;
+    EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING INDEXES EXCLUDING IDENTITY EXCLUDING STATISTICS) PARTITION BY RANGE (%I)%s',
+                   parent, old, column_name, CASE WHEN this.spcname IS NOT NULL THEN format(' TABLESPACE %I', this.spcname) ELSE '' END);
+    EXECUTE format('ALTER TABLE %s OWNER TO %I', parent, pg_get_userbyid(this.relowner));
+    IF this.remark IS NOT NULL THEN
+        EXECUTE format('COMMENT ON TABLE %s IS %L', parent, this.remark);
+    END IF;
+    FOREACH s IN ARRAY after LOOP
+        EXECUTE s;
+    END LOOP;
+    EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s DEFAULT', parent, old);
+    FOREACH s IN ARRAY triggers LOOP
+        EXECUTE s;
+    END LOOP;
+    PERFORM techally.manage_partitions(parent::regclass, step);
+    RETURN parent::regclass;
+END
+$function$;
+REVOKE ALL ON FUNCTION techally.switch_to_partitioned(regclass, name, interval) FROM PUBLIC;
+COMMENT ON FUNCTION techally.switch_to_partitioned(regclass, name, interval) IS
+'The first step of partition_table: makes a table the DEFAULT partition of a new one of its name; NULL where its lock cannot be had';
+
+CREATE FUNCTION techally.free_table_name(schema_name name, base text, label text)
+RETURNS text
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ta_free_table_name';
+COMMENT ON FUNCTION techally.free_table_name(name, text, text) IS
+'A name that nothing in a schema has: base and label, cut to fit, with a number if need be';
+
+-- Drains a range; -1 where the locks cannot be had.
+CREATE FUNCTION techally.try_drain_default(parent regclass)
+RETURNS bigint
+LANGUAGE plpgsql
+AS $function$
+BEGIN
+    RETURN techally.drain_default(parent);
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN -1;
+END
+$function$;
+REVOKE ALL ON FUNCTION techally.try_drain_default(regclass) FROM PUBLIC;
+COMMENT ON FUNCTION techally.try_drain_default(regclass) IS
+'drain_default for a loop that commits: -1 instead of an error where the locks cannot be had';
+
+CREATE PROCEDURE techally.partition_table(target regclass, column_name name, step interval)
+LANGUAGE plpgsql
+AS $procedure$
+DECLARE
+    parent     pg_catalog.regclass;
+    table_name pg_catalog.text;
+    moved      pg_catalog.int8;
+    attempts   pg_catalog.int4 := 0;
+BEGIN
+    IF target IS NULL OR column_name IS NULL OR step IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed',
+            MESSAGE = 'arguments "target", "column_name" and "step" must not be null';
+    END IF;
+
+    -- a call before this one may have got so far
+    IF EXISTS (SELECT FROM techally.managed_partitions m
+                 JOIN pg_catalog.pg_partitioned_table p ON p.partrelid OPERATOR(pg_catalog.=) m.parent
+                 JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) p.partrelid AND a.attnum OPERATOR(pg_catalog.=) p.partattrs[0]
+                WHERE m.parent OPERATOR(pg_catalog.=) target AND a.attname OPERATOR(pg_catalog.=) column_name) THEN
+        parent := target;
+    ELSE
+        LOOP
+            parent := techally.switch_to_partitioned(target, column_name, step);
+            EXIT WHEN parent IS NOT NULL;
+            attempts := attempts OPERATOR(pg_catalog.+) 1;
+            IF attempts OPERATOR(pg_catalog.>=) 100 THEN
+                RAISE EXCEPTION USING ERRCODE = 'lock_not_available',
+                    MESSAGE = pg_catalog.format('table %s could not be locked', target),
+                    HINT = 'Nothing has been changed. Call it again when there are fewer long transactions.';
+            END IF;
+            COMMIT;
+            PERFORM pg_catalog.pg_sleep(0.2 OPERATOR(pg_catalog.*) (1 OPERATOR(pg_catalog.+) pg_catalog.random()));
+        END LOOP;
+    END IF;
+    COMMIT;
+
+    attempts := 0;
+    LOOP
+        moved := techally.try_drain_default(parent);
+        COMMIT;
+        EXIT WHEN moved OPERATOR(pg_catalog.=) 0;
+        IF moved OPERATOR(pg_catalog.>) 0 THEN
+            attempts := 0;
+        ELSE
+            attempts := attempts OPERATOR(pg_catalog.+) 1;
+            IF attempts OPERATOR(pg_catalog.>=) 20 THEN
+                RAISE EXCEPTION USING ERRCODE = 'lock_not_available',
+                    MESSAGE = pg_catalog.format('table %s could not be locked', parent),
+                    HINT = 'The table is partitioned, and some of its rows are in its DEFAULT partition still. Call it again, or leave them to maintenance.';
+            END IF;
+        END IF;
+    END LOOP;
+    PERFORM techally.premake_partitions(parent);
+END
+$procedure$;
+REVOKE ALL ON PROCEDURE techally.partition_table(regclass, name, interval) FROM PUBLIC;
+COMMENT ON PROCEDURE techally.partition_table(regclass, name, interval) IS
+'Makes a plain table a managed partitioned one while it is in use, committing step by step; call it again to go on where it was interrupted';
+
+CREATE FUNCTION techally.create_list_partition(parent regclass, label text, VARIADIC list_values text[])
+RETURNS regclass
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    this  record;
+    named text;
+BEGIN
+    SELECT c.relname, n.nspname, p.partstrat, p.partnatts INTO this
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_partitioned_table p ON p.partrelid = c.oid
+     WHERE c.oid = parent;
+    IF this.partstrat IS DISTINCT FROM 'l' THEN
+        RAISE EXCEPTION USING ERRCODE = 'wrong_object_type', MESSAGE = format('table "%s" is not partitioned by LIST', coalesce(this.relname, parent::text::name));
+    END IF;
+    named := format('%I.%I', this.nspname, techally.free_table_name(this.nspname, this.relname, label));
+    IF cardinality(list_values) = 0 THEN
+        EXECUTE format('CREATE TABLE %s PARTITION OF %s DEFAULT', named, parent);
+    ELSE
+        EXECUTE format('CREATE TABLE %s PARTITION OF %s FOR VALUES IN (%s)', named, parent,
+                       (SELECT string_agg(quote_nullable(v), ', ') FROM unnest(list_values) v));
+    END IF;
+    PERFORM techally.finish_partition(parent, named::regclass);
+    RETURN named;
+END
+$function$;
+REVOKE ALL ON FUNCTION techally.create_list_partition(regclass, text, text[]) FROM PUBLIC;
+COMMENT ON FUNCTION techally.create_list_partition(regclass, text, text[]) IS
+'Makes a partition of a table that is partitioned by LIST, called after a label, for some values; without any its DEFAULT';
+
+CREATE FUNCTION techally.create_hash_partitions(parent regclass, modulus integer, label text DEFAULT '')
+RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    this  record;
+    named text;
+    made  integer := 0;
+BEGIN
+    SELECT c.relname, n.nspname, p.partstrat INTO this
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_partitioned_table p ON p.partrelid = c.oid
+     WHERE c.oid = parent;
+    IF this.partstrat IS DISTINCT FROM 'h' THEN
+        RAISE EXCEPTION USING ERRCODE = 'wrong_object_type', MESSAGE = format('table "%s" is not partitioned by HASH', coalesce(this.relname, parent::text::name));
+    END IF;
+    IF modulus IS NULL OR modulus < 1 OR modulus > 10000 THEN
+        RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'modulus must be between 1 and 10000';
+    END IF;
+    FOR remainder IN 0 .. modulus - 1 LOOP
+        CONTINUE WHEN EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+                               WHERE i.inhparent = parent AND pg_get_expr(c.relpartbound, c.oid) = format('FOR VALUES WITH (modulus %s, remainder %s)', modulus, remainder));
+        named := format('%I.%I', this.nspname,
+                        techally.free_table_name(this.nspname, this.relname, CASE label WHEN '' THEN '' ELSE label || '_' END || remainder));
+        EXECUTE format('CREATE TABLE %s PARTITION OF %s FOR VALUES WITH (MODULUS %s, REMAINDER %s)', named, parent, modulus, remainder);
+        PERFORM techally.finish_partition(parent, named::regclass);
+        made := made + 1;
+    END LOOP;
+    RETURN made;
+END
+$function$;
+REVOKE ALL ON FUNCTION techally.create_hash_partitions(regclass, integer, text) FROM PUBLIC;
+COMMENT ON FUNCTION techally.create_hash_partitions(regclass, integer, text) IS
+'Makes the partitions that a table that is partitioned by HASH lacks of a modulus; returns how many';
+
+CREATE FUNCTION techally.finish_partition(parent regclass, partition regclass)
+RETURNS void
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ta_finish_partition';
+REVOKE ALL ON FUNCTION techally.finish_partition(regclass, regclass) FROM PUBLIC;
+COMMENT ON FUNCTION techally.finish_partition(regclass, regclass) IS
+'Gives a new partition its parent''s owner and grants, and has it audited where the parent is';

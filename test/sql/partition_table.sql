@@ -1,0 +1,110 @@
+-- A plain table becomes a partitioned one; LIST and HASH.
+SET client_min_messages = warning;
+SET timezone = 'UTC';
+SET datestyle = 'ISO';
+CREATE SCHEMA cnv;
+SET search_path = cnv;
+CREATE FUNCTION raised(statement text) RETURNS TABLE (code text, message text, detail text)
+LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE statement;
+    RETURN QUERY SELECT 'none', NULL::text, NULL::text;
+EXCEPTION WHEN OTHERS THEN
+    GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL;
+    RETURN NEXT;
+END $$;
+
+-- with everything that is carried over
+CREATE ROLE regress_cnv_owner;
+CREATE ROLE regress_cnv_reader;
+GRANT USAGE, CREATE ON SCHEMA cnv TO regress_cnv_owner;
+CREATE TABLE kinds (kind text PRIMARY KEY);
+INSERT INTO kinds VALUES ('a');
+GRANT REFERENCES, SELECT ON kinds TO regress_cnv_owner;
+CREATE TABLE ev (gone int, id bigint GENERATED ALWAYS AS IDENTITY (START 100 INCREMENT 5), number serial, at timestamptz NOT NULL DEFAULT '2024-01-01',
+                 kind text REFERENCES kinds ON DELETE RESTRICT, amount int CONSTRAINT positive CHECK (amount > 0), twice int GENERATED ALWAYS AS (amount * 2) STORED,
+                 note text, PRIMARY KEY (id, at), CONSTRAINT uq UNIQUE (number, at) DEFERRABLE) WITH (fillfactor = 80);
+ALTER TABLE ev DROP COLUMN gone;
+CREATE INDEX ev_note ON ev (lower(note)) WHERE note IS NOT NULL;
+COMMENT ON TABLE ev IS 'What happened';
+COMMENT ON COLUMN ev.amount IS 'How much';
+CREATE TABLE fired (what text);
+GRANT ALL ON fired TO PUBLIC;
+CREATE FUNCTION fire() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO cnv.fired VALUES (TG_NAME || ' ' || TG_OP || ' ' || TG_TABLE_NAME); RETURN coalesce(NEW, OLD); END $$;
+CREATE TRIGGER each_row AFTER INSERT OR DELETE ON ev FOR EACH ROW EXECUTE FUNCTION fire();
+CREATE TRIGGER whole AFTER INSERT ON ev FOR EACH STATEMENT EXECUTE FUNCTION fire();
+CREATE TRIGGER asleep BEFORE INSERT ON ev FOR EACH ROW EXECUTE FUNCTION fire();
+ALTER TABLE ev DISABLE TRIGGER asleep;
+ALTER TABLE ev OWNER TO regress_cnv_owner;
+GRANT SELECT, UPDATE (note) ON ev TO regress_cnv_reader;
+CREATE PUBLICATION regress_cnv FOR TABLE ev;
+INSERT INTO ev (at, kind, amount, note) SELECT '2023-11-15'::timestamptz + g * interval '1 day', 'a', g + 1, 'note ' || g FROM generate_series(0, 60) g;
+INSERT INTO ev (at, amount) VALUES ('infinity', 1);
+TRUNCATE fired;
+CREATE TABLE before AS SELECT * FROM ev;
+
+CALL techally.partition_table('ev', 'at', '1 month');
+SELECT tableoid::regclass AS partition, count(*) FROM ev GROUP BY tableoid ORDER BY tableoid::regclass::text;
+SELECT count(*) AS lost_or_changed FROM (TABLE before EXCEPT TABLE ev) d;
+SELECT * FROM fired;
+INSERT INTO ev (kind, amount) VALUES ('a', 7) RETURNING id, number, at, twice, tableoid::regclass;
+SELECT * FROM fired ORDER BY 1;
+SELECT relname, relowner::regrole, relkind, obj_description(oid) AS remark, col_description(oid, (SELECT attnum FROM pg_attribute WHERE attrelid = c.oid AND attname = 'amount')) AS column_remark,
+       (SELECT array_agg(a.grantee::regrole || ' ' || a.privilege_type ORDER BY 1) FROM aclexplode(relacl) a WHERE a.grantee <> relowner) AS grants, reloptions
+  FROM pg_class c WHERE oid IN ('ev'::regclass, 'ev_2023_11'::regclass, 'ev_default'::regclass) ORDER BY 1;
+SELECT conname, contype, condeferrable, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'ev'::regclass AND contype <> 'n' ORDER BY 1;
+SELECT i.relname, x.indisvalid FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid WHERE indrelid IN ('ev'::regclass, 'ev_default'::regclass) ORDER BY 1;
+SELECT tgrelid::regclass, tgname, tgenabled FROM pg_trigger WHERE NOT tgisinternal AND tgrelid IN ('ev'::regclass, 'ev_default'::regclass) ORDER BY 1::text, 2;
+SELECT has_column_privilege('regress_cnv_reader', 'ev', 'note', 'UPDATE') AS may_update, pg_get_serial_sequence('ev', 'number') AS owned,
+       EXISTS (SELECT FROM pg_publication_tables WHERE pubname = 'regress_cnv' AND tablename IN ('ev', 'ev_2023_11')) AS published;
+SELECT * FROM raised($$DELETE FROM cnv.kinds$$);
+-- again: there is nothing left to do
+CALL techally.partition_table('ev', 'at', '1 month');
+SELECT step, premake FROM techally.managed_partitions WHERE parent = 'ev'::regclass;
+
+-- what cannot be converted, with every reason
+CREATE TABLE bad (id int PRIMARY KEY, at timestamptz, n int, CHECK (n > 0) NO INHERIT, EXCLUDE (at WITH =)) ;
+ALTER TABLE bad ADD CONSTRAINT later CHECK (n < 10) NOT VALID;
+CREATE TABLE points (bad int REFERENCES bad);
+CREATE VIEW reads AS SELECT * FROM bad;
+CREATE FUNCTION takes(bad) RETURNS int LANGUAGE sql AS 'SELECT 1';
+ALTER TABLE bad ENABLE ROW LEVEL SECURITY;
+CREATE TRIGGER transition AFTER INSERT ON bad REFERENCING NEW TABLE AS new FOR EACH ROW EXECUTE FUNCTION fire();
+SELECT * FROM techally.partition_obstacles('bad', 'at') ORDER BY reason COLLATE "C";
+SELECT * FROM techally.partition_obstacles('bad', 'n') WHERE reason LIKE 'column%';
+SELECT * FROM techally.partition_obstacles('bad', 'none') WHERE reason LIKE 'column%';
+SELECT * FROM raised($$SELECT techally.switch_to_partitioned('cnv.bad', 'at', '1 month')$$);
+CREATE UNLOGGED TABLE light (at date);
+SELECT * FROM techally.partition_obstacles('light', 'at');
+SELECT * FROM techally.partition_obstacles('reads', 'at') WHERE reason LIKE 'it is%';
+SELECT * FROM techally.partition_obstacles('ev_2023_11', 'at') WHERE reason LIKE 'it is%';
+CREATE TABLE good (at date);
+SELECT * FROM raised($$SELECT techally.switch_to_partitioned('cnv.good', 'at', '5 minutes')$$);
+SELECT relkind FROM pg_class WHERE oid = 'good'::regclass;
+CALL techally.partition_table(NULL, 'at', '1 month');
+GRANT EXECUTE ON FUNCTION techally.switch_to_partitioned(regclass, name, interval) TO regress_cnv_reader;
+GRANT USAGE ON SCHEMA cnv TO regress_cnv_reader;
+SET ROLE regress_cnv_reader;
+SELECT * FROM raised($$SELECT techally.switch_to_partitioned('cnv.good', 'at', '1 month')$$);
+RESET ROLE;
+
+-- by LIST and by HASH, as the source documents have them
+CREATE TABLE products (id int, category text) PARTITION BY LIST (category);
+SELECT techally.create_list_partition('products', 'electronics', 'electronics', 'computers', 'phones');
+SELECT techally.create_list_partition('products', 'none', NULL);
+SELECT techally.create_list_partition('products', 'default', VARIADIC '{}');
+CREATE TABLE users (id int) PARTITION BY HASH (id);
+SELECT techally.create_hash_partitions('users', 4);
+SELECT techally.create_hash_partitions('users', 4);
+CREATE TABLE users_by (id int) PARTITION BY HASH (id);
+SELECT techally.create_hash_partitions('users_by', 2, 'shard');
+SELECT c.relname, pg_get_expr(relpartbound, c.oid) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE inhparent IN ('products'::regclass, 'users'::regclass, 'users_by'::regclass) ORDER BY 1;
+SELECT * FROM raised($$SELECT techally.create_list_partition('cnv.users', 'x', 'y')$$);
+SELECT * FROM raised($$SELECT techally.create_hash_partitions('cnv.products', 4)$$);
+SELECT * FROM raised($$SELECT techally.create_hash_partitions('cnv.users', 0)$$);
+SELECT * FROM raised($$SELECT techally.create_list_partition('cnv.products', 'again', 'phones')$$);
+
+DROP PUBLICATION regress_cnv;
+DROP SCHEMA cnv CASCADE;
+DROP OWNED BY regress_cnv_owner, regress_cnv_reader;
+DROP ROLE regress_cnv_owner, regress_cnv_reader;
