@@ -1193,7 +1193,8 @@ ta_manage_partitions(PG_FUNCTION_ARGS)
 	request.owner = parent->owner;
 	request.step = &managed.step;
 	request.make_default = true;
-	(void) make_missing(&request);
+	if (!OidIsValid(parent->default_oid))
+		(void) make_missing(&request);
 
 	values[0] = ObjectIdGetDatum(relid);
 	values[1] = PG_GETARG_DATUM(1);
