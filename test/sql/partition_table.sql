@@ -54,7 +54,7 @@ SELECT relname, relowner::regrole, relkind, obj_description(oid) AS remark, col_
   FROM pg_class c WHERE oid IN ('ev'::regclass, 'ev_2023_11'::regclass, 'ev_default'::regclass) ORDER BY 1;
 SELECT conname, contype, condeferrable, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'ev'::regclass AND contype <> 'n' ORDER BY 1;
 SELECT i.relname, x.indisvalid FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid WHERE indrelid IN ('ev'::regclass, 'ev_default'::regclass) ORDER BY 1;
-SELECT tgrelid::regclass, tgname, tgenabled FROM pg_trigger WHERE NOT tgisinternal AND tgrelid IN ('ev'::regclass, 'ev_default'::regclass) ORDER BY 1::text, 2;
+SELECT tgrelid::regclass, tgname, tgenabled FROM pg_trigger WHERE NOT tgisinternal AND tgrelid IN ('ev'::regclass, 'ev_default'::regclass) ORDER BY tgrelid::regclass::text, tgname;
 SELECT has_column_privilege('regress_cnv_reader', 'ev', 'note', 'UPDATE') AS may_update, pg_get_serial_sequence('ev', 'number') AS owned,
        EXISTS (SELECT FROM pg_publication_tables WHERE pubname = 'regress_cnv' AND tablename IN ('ev', 'ev_2023_11')) AS published;
 SELECT * FROM raised($$DELETE FROM cnv.kinds$$);
