@@ -56,6 +56,7 @@
 PG_FUNCTION_INFO_V1(ta_verify_audit_rows);
 PG_FUNCTION_INFO_V1(ta_audit_horizon);
 PG_FUNCTION_INFO_V1(ta_seal_audit_range);
+PG_FUNCTION_INFO_V1(ta_audit_partition_retired);
 PG_FUNCTION_INFO_V1(ta_commit_audit_changes);
 PG_FUNCTION_INFO_V1(ta_commit_audit_context);
 PG_FUNCTION_INFO_V1(ta_erase_audit_rows);
@@ -366,6 +367,39 @@ ta_seal_audit_range(PG_FUNCTION_ARGS)
 	ta_pass_through_end();
 	ta_maintenance_end(&frame);
 	PG_RETURN_INT64((int64) seals);
+}
+
+static const TaStatement retire_seals = {
+	"UPDATE @store@.audit_seals s SET retired_at = pg_catalog.clock_timestamp()"
+	" WHERE s.retired_at IS NULL AND (s.period || '-01')::timestamp AT TIME ZONE 'UTC' >= $1"
+	"   AND (s.period || '-01')::timestamp AT TIME ZONE 'UTC' < $2",
+	2,
+	{TIMESTAMPTZOID, TIMESTAMPTZOID}};
+
+/*
+ * ta_audit_partition_retired
+ *		audit_partition_retired(parent regclass, from_time timestamptz,
+ *								to_time timestamptz) → void
+ *
+ * Where a partition of a log was retired, notes in the seals that its rows are
+ * not expected any more.
+ */
+Datum
+ta_audit_partition_retired(PG_FUNCTION_ARGS)
+{
+	Oid			  log = PG_GETARG_OID(0);
+	Oid			  nspid = get_rel_namespace(log);
+	Datum		  values[2] = {PG_GETARG_DATUM(1), PG_GETARG_DATUM(2)};
+	TaMaintenance frame;
+
+	if (!ta_is_audit_log(log))
+		PG_RETURN_VOID();
+	ta_maintenance_begin(&frame, ta_relation_owner(log));
+	ta_pass_through_begin(get_relname_relid(TA_AUDIT_SEALS, nspid));
+	ta_execute(nspid, &retire_seals, SPI_OK_UPDATE, values, NULL);
+	ta_pass_through_end();
+	ta_maintenance_end(&frame);
+	PG_RETURN_VOID();
 }
 
 /*

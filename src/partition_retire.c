@@ -29,6 +29,7 @@
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "parser/parse_func.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -370,6 +371,19 @@ finish_detached(const Archive *archive)
 	return psprintf("archived %s", qualified);
 }
 
+/* Lets other rooms see to it that rows have gone by rule. */
+static void
+announce_retirement(Oid parent, const TaRange *range)
+{
+	Oid types[3] = {REGCLASSOID, TIMESTAMPTZOID, TIMESTAMPTZOID};
+	Oid hook = LookupFuncName(list_make2(makeString("techally"), makeString("audit_partition_retired")),
+							  3, types, true);
+
+	if (OidIsValid(hook))
+		OidFunctionCall3(hook, ObjectIdGetDatum(parent), TimestampTzGetDatum(range->from),
+						 TimestampTzGetDatum(range->to));
+}
+
 /*
  * ta_retire_one
  *		Retires one partition of a managed table whose upper bound is no later
@@ -444,6 +458,7 @@ ta_retire_one(Oid relid, const TaManaged *managed, Timestamp at)
 		ReThrowError(error);
 	if (retirement.gone)
 		return psprintf("left %s", retirement.qualified);
+	announce_retirement(relid, &retirement.range);
 	if (archive)
 	{
 		Datum values[10] = {

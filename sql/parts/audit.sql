@@ -92,10 +92,10 @@ COMMENT ON FUNCTION techally.audit_image(regclass, jsonb) IS
 'The row that has a key at present, in the form in which the log has rows; NULL for none';
 
 -- An entry on the walk through a row's history.
-CREATE TYPE techally.audit_step AS (
+CREATE TYPE techally.audit_moment AS (
     audit_id bigint, changed_at timestamptz, transaction_id bigint, action text, user_id uuid, changes jsonb,
     row_key jsonb, new_key jsonb, row_before jsonb, known_before boolean, row_after jsonb, known_after boolean);
-COMMENT ON TYPE techally.audit_step IS 'An entry of an audit log, with the row before and after it; for audit_states';
+COMMENT ON TYPE techally.audit_moment IS 'An entry of an audit log, with the row before and after it; for audit_states';
 
 -- The old or the new values of an UPDATE's changes.
 CREATE FUNCTION techally.audit_side(changes jsonb, side text)
@@ -127,8 +127,8 @@ DECLARE
     other   jsonb;
     done    integer := 0;
     n       integer := 0;
-    entries techally.audit_step[] := '{}';
-    step    techally.audit_step;
+    entries techally.audit_moment[] := '{}';
+    step    techally.audit_moment;
     live    jsonb := '{}';   -- by key, what is known of the row at the moment of the walk: {"row": …}
     first   integer;
     last    integer;
@@ -454,6 +454,14 @@ REVOKE ALL ON FUNCTION techally.seal_audit_range(regclass, bigint, bigint) FROM 
 COMMENT ON FUNCTION techally.seal_audit_range(regclass, bigint, bigint) IS
 'Seals the rows of a log with ids in a range';
 
+CREATE FUNCTION techally.audit_partition_retired(parent regclass, from_time timestamptz, to_time timestamptz)
+RETURNS void
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ta_audit_partition_retired';
+REVOKE ALL ON FUNCTION techally.audit_partition_retired(regclass, timestamptz, timestamptz) FROM PUBLIC;
+COMMENT ON FUNCTION techally.audit_partition_retired(regclass, timestamptz, timestamptz) IS
+'Notes in a log''s seals that the rows of a span of time have been retired';
+
 -- Up to where ids had been given out when somebody was still at work below;
 -- worth nothing in another cluster, so not in a dump.
 CREATE TABLE techally.audit_marks (
@@ -578,7 +586,7 @@ BEGIN
           FROM seals s JOIN found f USING (period, number)
          WHERE s.number <> COALESCE(s.number_before, 0) + 1 OR s.previous IS DISTINCT FROM s.seal_before
             OR s.seal <> techally.audit_seal(s.period, s.number, s.after_id, s.to_id, s.rows, s.rows_hash, s.previous, s.sealed_at)
-            OR (s.retired_at IS NULL AND (f.rows <> s.rows OR f.rows_hash <> s.rows_hash))
+            OR ((s.retired_at IS NULL OR f.rows > 0) AND (f.rows <> s.rows OR f.rows_hash <> s.rows_hash))
         UNION ALL
         SELECT l.id, 'the row was put in after its time was sealed'
           FROM %1$s l
@@ -705,6 +713,35 @@ $function$;
 REVOKE ALL ON FUNCTION techally.maintain_audit() FROM PUBLIC;
 COMMENT ON FUNCTION techally.maintain_audit() IS
 'Puts triggers on partitions that others have made, and follows renamed columns; for maintenance';
+
+-- The task audit of maintenance: what lacks triggers, then each log's seals.
+CREATE FUNCTION techally.audit_items()
+RETURNS TABLE (item text, owner oid)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+    SELECT 'triggers', e.extowner FROM pg_extension e WHERE e.extname = 'techally'
+    UNION ALL
+    SELECT l::text, c.relowner FROM techally.audit_logs() l JOIN pg_class c ON c.oid = l
+$function$;
+REVOKE ALL ON FUNCTION techally.audit_items() FROM PUBLIC;
+COMMENT ON FUNCTION techally.audit_items() IS 'Items of the task audit: the triggers, and each log';
+
+CREATE FUNCTION techally.audit_step(item text, cursor text, OUT done bigint, OUT next text)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    IF item = 'triggers' THEN
+        done := techally.maintain_audit();
+    ELSE
+        done := techally.seal_audit_log(item::regclass);
+    END IF;
+END
+$function$;
+REVOKE ALL ON FUNCTION techally.audit_step(text, text) FROM PUBLIC;
+COMMENT ON FUNCTION techally.audit_step(text, text) IS
+'Step of the task audit: puts triggers where they are missing, or seals a log';
 
 CREATE FUNCTION techally.audit_unguarded(target regclass, OUT parent regclass, OUT partition regclass)
 RETURNS SETOF record

@@ -60,6 +60,7 @@ SELECT d.task,
        ('unpaid_orders', 40, interval '10 minutes', interval '5 minutes',  'restricted', 'cancels orders that were not paid'),
        ('archive',       80, interval '1 day',      interval '1 hour',     'caller',     'archives or deletes rows whose time is over'),
        ('retire',        60, interval '1 hour',     interval '30 minutes', 'caller',     'drops, detaches or archives partitions whose time is over'),
+       ('audit',         75, interval '5 minutes',  interval '30 minutes', 'caller',     'puts audit triggers on new partitions and seals the audit logs'),
        ('views',         70, interval '1 hour',     interval '30 minutes', 'owner',      'refreshes materialized views concurrently')
        ) AS d (task, "position", run_every, time_limit, runs_as, description)
   LEFT JOIN techally.maintenance_settings s ON s.task = d.task;

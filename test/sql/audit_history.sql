@@ -247,7 +247,33 @@ SELECT count(*) AS moments, count(row) > 50 AS rows,
   FROM (SELECT * FROM seen ORDER BY at, id) s;
 SELECT * FROM techally.verify_audit('random');
 
+-- maintenance does it all; a month that is retired is not missed, one that somebody drops is
 RESET ROLE;
+INSERT INTO older VALUES (30, 0);
+CALL techally.run_maintenance('{audit}');
+SELECT max(to_id) = (SELECT max(id) FROM audit_logs) AS sealed FROM audit_seals;
+BEGIN;
+DO $$ BEGIN EXECUTE format('DROP TABLE %s', (SELECT tableoid::regclass FROM regress_history.audit_logs LIMIT 1)); END $$;
+SELECT count(*) > 0 AS missed FROM techally.verify_audit('audit_logs') WHERE problem ~ 'rows are missing';
+ROLLBACK;
+SELECT techally.manage_partitions('audit_logs', '1 month', 3, '1 year', 'detach');
+SELECT split_part(techally.retire_partition('audit_logs', now() + interval '14 months'), ' ', 1);
+SELECT count(*) FROM audit_logs;
+SELECT * FROM techally.verify_audit('audit_logs');
+-- the months come ahead of time, and time is an argument
+SELECT techally.premake_partitions('audit_logs', date_trunc('month', now(), 'UTC') + interval '5 months' - interval '1 microsecond'),
+       techally.premake_partitions('audit_logs', date_trunc('month', now(), 'UTC') + interval '5 months');
+SELECT bool_and(EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = i.inhrelid AND t.tgname = 'techally_guard_truncate' AND t.tgenabled = 'A')
+                AND EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = i.inhrelid AND t.tgname = 'techally_guard_rows' AND t.tgenabled = 'A')) AS guarded
+  FROM pg_inherits i WHERE i.inhparent = 'audit_logs'::regclass;
+-- without the month's partition the rows go to DEFAULT, and are moved to it later
+INSERT INTO older VALUES (31, 0);
+SELECT DISTINCT tableoid::regclass FROM audit_logs;
+CALL techally.run_maintenance('{audit}');
+SELECT techally.drain_default('audit_logs');
+SELECT count(*) AS left_in_default FROM audit_logs_default;
+SELECT * FROM techally.verify_audit('audit_logs');
+
 SET client_min_messages = error;
 DROP SCHEMA regress_history CASCADE;
 DROP ROLE regress_history_owner;
