@@ -1,0 +1,17 @@
+# A bulk DELETE of 200,000 rows, audited; against their INSERT without audit.
+. "$bench_dir/audit.sh"
+case_sides="insert $audit_sides"
+case_unit='ms'
+case_target='techally<=0.8'
+case_prepare() { audit_prepare; }
+case_before_round() { audit_before_round full; }
+case_round() {
+	case $1 in
+	insert)
+		sql -c "TRUNCATE none_side.people"
+		audit_timed none "$(audit_insert none)"
+		;;
+	*) audit_timed "$1" "DELETE FROM ${1}_side.people" ;;
+	esac
+}
+case_check() { audit_check; }
