@@ -58,10 +58,10 @@ SELECT d.task,
        ('reservations',  30, interval '1 minute',   interval '1 minute',   'restricted', 'collects reservations that have expired'),
        ('stripes',       35, interval '5 minutes',  interval '1 minute',   'restricted', 'folds stock that was spread over several rows and has cooled'),
        ('unpaid_orders', 40, interval '10 minutes', interval '5 minutes',  'restricted', 'cancels orders that were not paid'),
-       ('archive',       80, interval '1 day',      interval '1 hour',     'caller',     'archives or deletes rows whose time is over'),
+       ('archive',       50, interval '1 day',      interval '1 hour',     'caller',     'archives or deletes rows whose time is over'),
        ('retire',        60, interval '1 hour',     interval '30 minutes', 'caller',     'drops, detaches or archives partitions whose time is over'),
-       ('audit',         75, interval '5 minutes',  interval '30 minutes', 'caller',     'puts audit triggers on new partitions and seals the audit logs'),
-       ('views',         70, interval '1 hour',     interval '30 minutes', 'owner',      'refreshes materialized views concurrently')
+       ('views',         70, interval '1 hour',     interval '30 minutes', 'owner',      'refreshes materialized views concurrently'),
+       ('audit',         75, interval '5 minutes',  interval '30 minutes', 'caller',     'puts audit triggers on new partitions and seals the audit logs')
        ) AS d (task, "position", run_every, time_limit, runs_as, description)
   LEFT JOIN techally.maintenance_settings s ON s.task = d.task;
 COMMENT ON VIEW techally.maintenance_tasks IS 'The tasks of maintenance, in the order in which they run';
@@ -183,33 +183,6 @@ BEGIN
 END
 $function$;
 COMMENT ON FUNCTION techally.drain_step(text, text) IS 'Step of the task drain: moves one range out of DEFAULT';
-
-CREATE FUNCTION techally.retire_items()
-RETURNS TABLE (item text, owner oid)
-LANGUAGE sql STABLE
-AS $function$
-SELECT i.item, i.owner
-  FROM techally.partition_items() i
-  JOIN techally.managed_partitions m ON m.parent = i.item::pg_catalog.regclass
- WHERE m.retention IS NOT NULL
-$function$;
-REVOKE ALL ON FUNCTION techally.retire_items() FROM PUBLIC;
-COMMENT ON FUNCTION techally.retire_items() IS 'Items of the task retire: managed tables with a retention';
-
-CREATE FUNCTION techally.retire_step(item text, cursor text, OUT done bigint, OUT next text, OUT failure text)
-LANGUAGE plpgsql
-AS $function$
-BEGIN
-    BEGIN
-        next := techally.retire_partition(item::regclass, clock_timestamp());
-        done := CASE WHEN next IS NULL THEN 0 ELSE 1 END;
-    EXCEPTION WHEN OTHERS THEN
-        failure := format('%s (%s)', SQLERRM, SQLSTATE);
-    END;
-    PERFORM techally.note_partition_run(item::regclass, 'retire', failure);
-END
-$function$;
-COMMENT ON FUNCTION techally.retire_step(text, text) IS 'Step of the task retire: one partition';
 
 -- The tasks of the stores.
 

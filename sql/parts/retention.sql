@@ -70,12 +70,13 @@ SELECT r.oid AS target,
        pg_catalog.format('%I.%I', r.nspname, r.relname) AS relation,
        r.time_column,
        r.ends_column,
-       CASE WHEN m.parent IS NULL THEN r.keep_for ELSE m.retention END AS keep_for,
-       CASE WHEN m.parent IS NULL THEN r.action ELSE m.retention_action END AS action,
+       coalesce(m.retention, r.keep_for) AS keep_for,
+       CASE WHEN m.parent IS NULL THEN r.action WHEN m.retention IS NOT NULL THEN m.retention_action
+            WHEN r.action = 'delete' THEN 'drop' ELSE r.action END AS action,
        r.aggregate_after,
        r.aggregate_by,
        CASE WHEN m.parent IS NULL THEN r.source ELSE 'partitions' END AS source,
-       r.oid IS NOT NULL AND CASE WHEN m.parent IS NULL THEN r.keep_for IS NOT NULL ELSE m.retention IS NOT NULL END AS in_force
+       r.oid IS NOT NULL AND coalesce(m.retention, r.keep_for) IS NOT NULL AS in_force
   FROM rules r
   LEFT JOIN techally.managed_partitions m ON m.parent = r.oid
 UNION ALL
@@ -99,7 +100,7 @@ COMMENT ON COLUMN techally.retention_policies.keep_for IS 'How long rows stay; N
 COMMENT ON COLUMN techally.retention_policies.action IS 'What becomes of them then: archive or delete; of partitions: drop, detach or archive';
 COMMENT ON COLUMN techally.retention_policies.aggregate_after IS 'After which time rows are counted by day';
 COMMENT ON COLUMN techally.retention_policies.aggregate_by IS 'By which columns they are counted';
-COMMENT ON COLUMN techally.retention_policies.source IS 'default, rule (set_retention), or partitions (manage_partitions)';
+COMMENT ON COLUMN techally.retention_policies.source IS 'default, rule (set_retention), or partitions: whole partitions go (manage_partitions, or where that names no retention what set_retention or the defaults say)';
 COMMENT ON COLUMN techally.retention_policies.in_force IS 'Whether there is such a table, and its rows go some day';
 
 CREATE FUNCTION techally.set_retention(
@@ -654,14 +655,14 @@ COMMENT ON FUNCTION techally.oldest_day(oid, name, timestamptz) IS 'The oldest d
 -- One step for a table whose rows are counted: a day that is deleted, or days
 -- that are counted.
 CREATE FUNCTION techally.retention_days(target oid, at timestamptz, time_column name, keep_for interval,
-                                        aggregate_after interval, aggregate_by name[], dry_run boolean)
+                                        aggregate_after interval, aggregate_by name[], cursor jsonb, dry_run boolean)
 RETURNS jsonb
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $function$
 DECLARE
     label    text := target::regclass::text;
-    -- whole days only
-    cutoff   timestamptz := date_trunc('day', at AT TIME ZONE 'UTC' - keep_for) AT TIME ZONE 'UTC';
+    -- whole days only; keep_for NULL: their partitions go, here they are counted
+    cutoff   timestamptz := coalesce(date_trunc('day', at AT TIME ZONE 'UTC' - keep_for) AT TIME ZONE 'UTC', '-infinity');
     counting timestamptz := date_trunc('day', at AT TIME ZONE 'UTC' - aggregate_after) AT TIME ZONE 'UTC';
     line     jsonb := jsonb_build_object('relation', label, 'cutoff', cutoff, 'rows', 0, 'bytes', 0, 'action', 'delete');
     zoned    boolean := (SELECT a.atttypid = 'timestamptz'::regtype FROM pg_attribute a
@@ -678,9 +679,14 @@ BEGIN
     day := techally.oldest_day(target, time_column, cutoff);
     IF day IS NOT NULL THEN
         part := techally.aggregate_days(target, time_column, aggregate_by, day, day + 1, true);
+        IF part -> 'rows' = '0' THEN
+            RAISE EXCEPTION USING ERRCODE = 'triggered_data_change_violation',
+                MESSAGE = format('rows of %s were to go and none went', label),
+                HINT = 'A trigger of the table keeps rows from being deleted.';
+        END IF;
         RETURN jsonb_build_object('next', '{}', 'report', jsonb_build_array(line || part));
     END IF;
-    day := techally.oldest_day(target, time_column, counting);
+    day := greatest((cursor ->> 'day')::date, techally.oldest_day(target, time_column, counting));
     IF day IS NOT NULL AND to_regclass(daily) IS NOT NULL THEN
         EXECUTE format('SELECT greatest($1, max(d.day) + 1) FROM %s d WHERE NOT d.is_final', daily) INTO day USING day;
     END IF;
@@ -688,10 +694,10 @@ BEGIN
         RETURN jsonb_build_object('report', jsonb_build_array(line));
     END IF;
     part := techally.aggregate_days(target, time_column, aggregate_by, day, least(day + 31, (counting AT TIME ZONE 'UTC')::date), false);
-    RETURN jsonb_build_object('next', '{}', 'report', jsonb_build_array(line || jsonb_build_object('cutoff', counting, 'action', 'aggregate') || part));
+    RETURN jsonb_build_object('next', jsonb_build_object('day', day + 31), 'report', jsonb_build_array(line || jsonb_build_object('cutoff', counting, 'action', 'aggregate') || part));
 END
 $function$;
-COMMENT ON FUNCTION techally.retention_days(oid, timestamptz, name, interval, interval, name[], boolean) IS
+COMMENT ON FUNCTION techally.retention_days(oid, timestamptz, name, interval, interval, name[], jsonb, boolean) IS
 'One step of retention for a table whose rows are counted by day';
 
 -- One step for the others: a page of rows with all that hangs on them.
@@ -782,8 +788,8 @@ DECLARE
     rule record;
 BEGIN
     SELECT p.* INTO rule FROM techally.retention_plan p
-     WHERE p.target = retention_page.target AND p.in_force AND p.source <> 'partitions';
-    IF NOT FOUND THEN
+     WHERE p.target = retention_page.target AND p.in_force AND (p.source <> 'partitions' OR p.aggregate_after IS NOT NULL);
+    IF NOT FOUND OR dry_run AND rule.source = 'partitions' THEN
         RETURN '{"report": []}';
     END IF;
     IF NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = target AND a.attname = rule.time_column AND NOT a.attisdropped
@@ -793,7 +799,8 @@ BEGIN
             HINT = 'techally.set_retention says which column to go by.';
     END IF;
     IF rule.aggregate_after IS NOT NULL THEN
-        RETURN techally.retention_days(target, at, rule.time_column, rule.keep_for, rule.aggregate_after, rule.aggregate_by, dry_run);
+        RETURN techally.retention_days(target, at, rule.time_column, CASE WHEN rule.source <> 'partitions' THEN rule.keep_for END,
+                                       rule.aggregate_after, rule.aggregate_by, cursor::jsonb, dry_run);
     END IF;
     RETURN techally.retention_rows(target, at, rule.time_column, rule.ends_column, rule.keep_for, rule.action, cursor::jsonb, page, dry_run);
 END
@@ -822,7 +829,7 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'null_value_not_allowed', MESSAGE = 'argument "dry_run" must not be null';
     END IF;
     FOR policy IN SELECT p.relation AS name, c.oid FROM techally.retention_plan p JOIN pg_class c ON c.oid = p.target
-                   WHERE p.in_force AND p.source <> 'partitions' AND pg_has_role(current_user, c.relowner, 'USAGE') ORDER BY p.relation
+                   WHERE p.in_force AND (p.source <> 'partitions' OR p.aggregate_after IS NOT NULL) AND pg_has_role(current_user, c.relowner, 'USAGE') ORDER BY p.relation
     LOOP
         lines := '[]';
         cursor := NULL;
@@ -847,7 +854,41 @@ REVOKE ALL ON FUNCTION techally.archive_old_data(boolean) FROM PUBLIC;
 COMMENT ON FUNCTION techally.archive_old_data(boolean) IS
 'Applies the retention policies to the tables that the caller owns, in one transaction, or says what would go';
 
--- The task.
+-- The tasks.
+
+CREATE FUNCTION techally.retire_items()
+RETURNS TABLE (item text, owner oid)
+LANGUAGE sql STABLE
+AS $function$
+SELECT p.relation, c.relowner
+  FROM techally.retention_plan p
+  JOIN pg_catalog.pg_class c ON c.oid = p.target
+ WHERE p.in_force AND p.source = 'partitions'
+ ORDER BY 1
+$function$;
+REVOKE ALL ON FUNCTION techally.retire_items() FROM PUBLIC;
+COMMENT ON FUNCTION techally.retire_items() IS 'Items of the task retire: managed tables with a retention';
+
+-- A managed table without a retention of its own takes the one that there is
+-- for its rows.
+CREATE FUNCTION techally.retire_step(item text, cursor text, OUT done bigint, OUT next text, OUT failure text)
+LANGUAGE plpgsql
+AS $function$
+BEGIN
+    BEGIN
+        PERFORM techally.manage_partitions(p.target::regclass, m.step, m.premake, p.keep_for, p.action)
+           FROM techally.retention_plan p
+           JOIN techally.managed_partitions m ON m.parent = p.target
+          WHERE p.target = item::regclass AND m.retention IS NULL AND p.in_force;
+        next := techally.retire_partition(item::regclass, clock_timestamp());
+        done := CASE WHEN next IS NULL THEN 0 ELSE 1 END;
+    EXCEPTION WHEN OTHERS THEN
+        failure := format('%s (%s)', SQLERRM, SQLSTATE);
+    END;
+    PERFORM techally.note_partition_run(item::regclass, 'retire', failure);
+END
+$function$;
+COMMENT ON FUNCTION techally.retire_step(text, text) IS 'Step of the task retire: one partition';
 
 CREATE FUNCTION techally.archive_items()
 RETURNS TABLE (item text, owner oid)
@@ -856,7 +897,7 @@ AS $function$
 SELECT p.relation, c.relowner
   FROM techally.retention_plan p
   JOIN pg_catalog.pg_class c ON c.oid = p.target
- WHERE p.in_force AND p.source <> 'partitions'
+ WHERE p.in_force AND (p.source <> 'partitions' OR p.aggregate_after IS NOT NULL)
  ORDER BY 1
 $function$;
 REVOKE ALL ON FUNCTION techally.archive_items() FROM PUBLIC;

@@ -143,6 +143,8 @@ CREATE TABLE old.user_sessions (id int PRIMARY KEY, created_at timestamptz NOT N
 SELECT in_force FROM techally.retention_policies WHERE relation = 'old.user_sessions';
 INSERT INTO old.user_sessions VALUES (1, now() - interval '100 days', now() - interval '70 days'), (2, now() - interval '100 days', now() + interval '1 day'),
     (3, now() - interval '100 days', NULL), (4, now() - interval '89 days', now() - interval '80 days');
+-- what is over goes, though a DELETE by hand would only mark it
+SELECT techally.enable_soft_delete('old.user_sessions');
 SELECT relation, rows, action FROM techally.archive_old_data() WHERE relation = 'old.user_sessions';
 SELECT id FROM old.user_sessions ORDER BY 1;
 
@@ -161,7 +163,7 @@ SELECT count(*), min(id), max(id), bool_and(line = 'line ' || id) AS lines FROM 
 
 -- analytics: counted by day after half a year, gone after two
 CREATE TABLE old.analytics_events (id int, event_type text, user_id uuid, created_at timestamptz);
-INSERT INTO old.analytics_events SELECT g, (ARRAY['view', 'click'])[1 + g % 2], gen_random_uuid(), now() - (g / 4) * interval '1 day' FROM generate_series(0, 3999) g;
+INSERT INTO old.analytics_events SELECT g, (ARRAY['view', 'click'])[1 + g % 2], gen_random_uuid(), now() - (g / 40) * interval '10 days' FROM generate_series(0, 3999) g;
 CREATE TEMP TABLE raw AS SELECT (created_at AT TIME ZONE 'UTC')::date AS day, jsonb_build_object('event_type', event_type) AS dimensions, count(*) AS rows
   FROM old.analytics_events GROUP BY 1, 2;
 SELECT relation, action, rows > 0 AS rows FROM techally.archive_old_data(true) WHERE relation = 'old.analytics_events';
@@ -197,6 +199,30 @@ SELECT techally.manage_partitions('parted', '1 month', 1, '1 year', 'drop');
 SELECT keep_for, action, source, in_force FROM techally.retention_policies WHERE relation = 'public.parted';
 UPDATE techally.retention_policies SET keep_for = '1 day' WHERE relation = 'public.parted';
 DROP TABLE parted;
+-- the audit log is a managed table: its months go after a year
+CREATE TABLE old.audited (id int PRIMARY KEY);
+SELECT techally.enable_audit('old.audited');
+SELECT keep_for, action, source, in_force FROM techally.retention_policies WHERE relation = 'old.audit_logs';
+SELECT count(*) FROM techally.create_partitions('old.audit_logs', now() - interval '16 months', now() - interval '15 months');
+CALL techally.run_maintenance('{retire}');
+SELECT regexp_replace(last_result, '\d+', 'n') AS retired FROM techally.worker_tasks WHERE task = 'retire';
+SELECT retention, retention_action FROM techally.managed_partitions WHERE parent = 'old.audit_logs'::regclass;
+SELECT count(*) FROM techally.partition_ranges('old.audit_logs') WHERE to_time < now() - interval '13 months';
+-- unless somebody says that it stays
+SELECT techally.manage_partitions('old.audit_logs', '1 month');
+SELECT techally.set_retention('old.audit_logs', NULL, time_column => 'changed_at');
+SELECT keep_for, source, in_force FROM techally.retention_policies WHERE relation = 'old.audit_logs';
+SELECT techally.reset_retention('old.audit_logs');
+SELECT techally.disable_audit('old.audited');
+-- analytics in managed partitions are counted, too
+DROP TABLE old.analytics_events;
+CREATE TABLE old.analytics_events (id int, event_type text, created_at timestamptz NOT NULL) PARTITION BY RANGE (created_at);
+SELECT techally.manage_partitions('old.analytics_events', '1 month');
+DELETE FROM old_archive.analytics_events_daily;
+INSERT INTO old.analytics_events SELECT 1, 'view', now() - interval '8 months' FROM generate_series(1, 7);
+CALL techally.run_maintenance('{archive}');
+SELECT dimensions, rows, is_final FROM old_archive.analytics_events_daily;
+SELECT keep_for, action, source, in_force FROM techally.retention_policies WHERE relation = 'old.analytics_events';
 SET ROLE regress_keeper;
 SELECT techally.set_retention('plain', '5 days', 'delete', 'day');
 SELECT techally.reset_retention('plain');
