@@ -983,6 +983,17 @@ use_units(Oid nspid, TaDemand *demand, TaUse use)
 			ta_stripes_spread_if_hot(nspid, &demand->groups[demand->rows[r].group], &demand->rows[r]);
 }
 
+/* The same demand, of which another list of rows can be made. */
+static TaDemand
+same_demand(const TaDemand *demand)
+{
+	TaDemand copy = *demand;
+
+	copy.groups = palloc(sizeof(TaDemandGroup) * demand->ngroups);
+	memcpy(copy.groups, demand->groups, sizeof(TaDemandGroup) * demand->ngroups);
+	return copy;
+}
+
 /*
  * Waits for a transaction that is about to add units, if with what such
  * transactions add there would be enough.  False: there is nobody to wait for.
@@ -990,7 +1001,7 @@ use_units(Oid nspid, TaDemand *demand, TaUse use)
 static bool
 wait_for_units(Oid nspid, TaDemand *demand)
 {
-	TaDemand	  hoped = *demand;
+	TaDemand	  hoped = same_demand(demand);
 	Finder		  finder;
 	TaRowReader	 *reader;
 	TransactionId writer = InvalidTransactionId;
@@ -1050,7 +1061,7 @@ wait_for_units(Oid nspid, TaDemand *demand)
 static bool
 judge(Oid nspid, TaDemand *demand, int shortage_code)
 {
-	TaDemand committed = *demand;
+	TaDemand committed = same_demand(demand);
 	Finder	 finder;
 
 	memset(&finder, 0, sizeof(Finder));
