@@ -21,6 +21,7 @@
 
 #include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/sysattr.h"
 #include "access/table.h"
 #include "catalog/catalog.h"
 #include "catalog/dependency.h"
@@ -37,6 +38,7 @@
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "nodes/primnodes.h"
+#include "optimizer/optimizer.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/array.h"
@@ -189,13 +191,19 @@ check_columns(Relation rel, bool *has_deleted_at, bool *has_deletion_id)
 						 errmsg("column \"%s\" of table \"%s\" cannot hold a time of deletion", name, RelationGetRelationName(rel)),
 						 errdetail("Its type is %s; it must be %s.", format_type_be(attribute->atttypid),
 								   "timestamp with time zone")));
-			for (int k = 0; key != NULL && k < key->partnatts; k++)
-				if (key->partattrs[k] == attribute->attnum || key->partattrs[k] == 0)
+			if (key != NULL)
+			{
+				Bitmapset *used = NULL;
+
+				pull_varattnos((Node *) key->partexprs, 1, &used);
+				for (int k = 0; k < key->partnatts; k++)
+					used = bms_add_member(used, key->partattrs[k] - FirstLowInvalidHeapAttributeNumber);
+				if (bms_is_member(attribute->attnum - FirstLowInvalidHeapAttributeNumber, used))
 					ereport(ERROR,
 							(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-							 key->partattrs[k] == 0 ? errmsg("table \"%s\" is partitioned by an expression", RelationGetRelationName(rel))
-													: errmsg("table \"%s\" is partitioned by column \"%s\"", RelationGetRelationName(rel), name),
+							 errmsg("table \"%s\" is partitioned by column \"%s\"", RelationGetRelationName(rel), name),
 							 errdetail("A row that is deleted must stay in its partition.")));
+			}
 		}
 		else if (strcmp(name, TA_DELETION_ID) == 0)
 		{

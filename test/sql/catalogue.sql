@@ -140,7 +140,7 @@ CREATE TRIGGER wrong AFTER UPDATE ON stamped FOR EACH ROW EXECUTE FUNCTION techa
 ALTER TABLE stamped ADD COLUMN sku text;
 SELECT code, message FROM raised('UPDATE stamped SET id = 5');
 DROP TRIGGER wrong ON stamped;
-SELECT s, r.code, r.message FROM unnest(ARRAY['set_updated_at', 'register_product_skus', 'register_variant_skus', 'update_sku', 'refuse_inventory_write']) s,
+SELECT s, r.code, r.message FROM unnest(ARRAY['set_updated_at', 'register_product_skus', 'register_variant_skus', 'update_sku', 'unregister_skus', 'refuse_inventory_write']) s,
     raised(format('SELECT techally.%s()', s)) r;
 DROP TABLE stamped, unstamped, mistyped;
 

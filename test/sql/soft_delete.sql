@@ -398,8 +398,10 @@ CREATE TABLE no_null (deleted_at timestamptz NOT NULL);
 CREATE TABLE heir () INHERITS (no_id);
 CREATE TABLE by_time (id integer, deleted_at timestamptz) PARTITION BY LIST (deleted_at);
 CREATE TABLE by_time_alive PARTITION OF by_time FOR VALUES IN (NULL);
+CREATE TABLE by_life (id integer, deleted_at timestamptz) PARTITION BY LIST ((deleted_at IS NULL));
+CREATE TABLE by_half (id integer, deleted_at timestamptz) PARTITION BY RANGE ((id / 2));
 CREATE TEMPORARY TABLE temporary (id integer);
-SELECT s, (raised(format('SELECT techally.enable_soft_delete(%L)', s))).* FROM unnest(ARRAY['no_time', 'no_id', 'no_null', 'heir', 'by_time', 'by_time_alive',
+SELECT s, (raised(format('SELECT techally.enable_soft_delete(%L)', s))).* FROM unnest(ARRAY['no_time', 'no_id', 'no_null', 'heir', 'by_time', 'by_time_alive', 'by_life', 'by_half',
     'temporary', 'state', 'pg_class', 'nothing', NULL]) s;
 CREATE TABLE local_time (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), deleted_at timestamp(0));
 SELECT techally.enable_soft_delete('local_time');
