@@ -57,6 +57,7 @@ SELECT d.task,
        ('drain',         20, interval '5 minutes',  interval '10 minutes', 'caller',     'moves rows out of DEFAULT partitions'),
        ('reservations',  30, interval '1 minute',   interval '1 minute',   'restricted', 'collects reservations that have expired'),
        ('stripes',       35, interval '5 minutes',  interval '1 minute',   'restricted', 'folds stock that was spread over several rows and has cooled'),
+       ('search',        37, interval '5 minutes',  interval '15 minutes', 'restricted', 'takes recent changes of products into search'),
        ('unpaid_orders', 40, interval '10 minutes', interval '5 minutes',  'restricted', 'cancels orders that were not paid'),
        ('archive',       50, interval '1 day',      interval '1 hour',     'caller',     'archives or deletes rows whose time is over'),
        ('retire',        60, interval '1 hour',     interval '30 minutes', 'caller',     'drops, detaches or archives partitions whose time is over'),
@@ -231,6 +232,28 @@ BEGIN
 END
 $function$;
 COMMENT ON FUNCTION techally.stripes_step(text, text) IS 'Step of the task stripes: folds what has cooled';
+
+CREATE FUNCTION techally.search_items()
+RETURNS TABLE (item text, owner oid)
+LANGUAGE sql STABLE
+AS 'SELECT i.item, i.owner FROM techally.store_items() i';
+REVOKE ALL ON FUNCTION techally.search_items() FROM PUBLIC;
+COMMENT ON FUNCTION techally.search_items() IS 'Items of the task search: stores';
+
+CREATE FUNCTION techally.search_step(item text, cursor text, OUT done bigint, OUT next text)
+LANGUAGE plpgsql
+AS $function$
+DECLARE
+    changed boolean;
+BEGIN
+    done := 0;
+    EXECUTE pg_catalog.format('SELECT EXISTS (SELECT FROM %1$I.search_recent) OR EXISTS (SELECT FROM %1$I.search_prices)', item) INTO changed;
+    IF changed THEN
+        done := techally.fold_search(item::name);
+    END IF;
+END
+$function$;
+COMMENT ON FUNCTION techally.search_step(text, text) IS 'Step of the task search: folds what has changed';
 
 CREATE FUNCTION techally.unpaid_orders_items()
 RETURNS TABLE (item text, owner oid)

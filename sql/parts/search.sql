@@ -7,6 +7,19 @@ LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'ta_search_products';
 COMMENT ON FUNCTION techally.search_products(name, text, integer) IS
 'Finds products of a store by what a shopper typed, best first';
 
+CREATE FUNCTION techally.search(
+    store name,
+    query text,
+    filters jsonb DEFAULT '{}',
+    sort text DEFAULT 'relevance',
+    after text DEFAULT NULL,
+    page_size integer DEFAULT 20,
+    facets text[] DEFAULT '{}'
+) RETURNS jsonb
+LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'ta_search';
+COMMENT ON FUNCTION techally.search(name, text, jsonb, text, text, integer, text[]) IS
+'A page of search results with total, facets and a cursor for the next';
+
 CREATE FUNCTION techally.suggest(store name, prefix text, limit_count integer DEFAULT 10)
 RETURNS TABLE (suggestion text, kind text)
 LANGUAGE c STABLE AS 'MODULE_PATHNAME', 'ta_suggest';

@@ -1,5 +1,5 @@
 -- Search: what the store's products are found by.  Kept by triggers and folded
--- by techally.fold_search; all of it can be made again from the products.
+-- by maintenance; all of it can be made again from the products.
 
 ALTER TABLE products ADD COLUMN language text;
 COMMENT ON COLUMN products.language IS 'Text search configuration of its texts; NULL: the store''s';

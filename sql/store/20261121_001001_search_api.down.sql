@@ -10,4 +10,5 @@ DROP TRIGGER techally_search_update ON products;
 DROP TRIGGER techally_search_insert ON products;
 DROP FUNCTION explain_search(text, uuid);
 DROP FUNCTION suggest(text, integer);
+DROP FUNCTION search(text, jsonb, text, text, integer, text[]);
 DROP FUNCTION search_products(text, integer);

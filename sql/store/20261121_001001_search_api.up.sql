@@ -9,6 +9,20 @@ REVOKE ALL ON FUNCTION search_products(text, integer) FROM PUBLIC;
 COMMENT ON FUNCTION search_products(text, integer) IS
 'Finds products by what a shopper typed, best first';
 
+CREATE OR REPLACE FUNCTION search(
+    query text,
+    filters jsonb DEFAULT '{}',
+    sort text DEFAULT 'relevance',
+    after text DEFAULT NULL,
+    page_size integer DEFAULT 20,
+    facets text[] DEFAULT '{}'
+) RETURNS jsonb
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $function$ BEGIN RETURN techally.search(@store_literal@, $1, $2, $3, $4, $5, $6); END $function$;
+REVOKE ALL ON FUNCTION search(text, jsonb, text, text, integer, text[]) FROM PUBLIC;
+COMMENT ON FUNCTION search(text, jsonb, text, text, integer, text[]) IS
+'A page of search results with total, facets and a cursor for the next';
+
 CREATE OR REPLACE FUNCTION suggest(prefix text, limit_count integer DEFAULT 10)
 RETURNS TABLE (suggestion text, kind text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp

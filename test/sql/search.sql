@@ -132,6 +132,50 @@ SELECT differences(ARRAY['red', 'blue lamp', 'blue', 'plain', 'blue sage'], 20);
 SELECT techally.fold_search('finder', true);
 SELECT differences(ARRAY['red', 'blue lamp', 'blue', 'chair', 'lamp 7', 'green table 13', 'plain', 'blue sage', 'lamp zzzqq kettle', 'red -lamp', 'mug'], 20);
 
+-- a page of results
+CREATE FUNCTION page(query text, filters jsonb DEFAULT '{}', sort text DEFAULT 'relevance') RETURNS text LANGUAGE sql AS
+$$ SELECT (x->>'total') || ': ' || coalesce((SELECT string_agg(i->>'name', ', ' ORDER BY o) FROM jsonb_array_elements(x->'items') WITH ORDINALITY j(i, o)), 'nothing')
+     FROM finder.search(query, filters, sort, NULL, 4) x $$;
+SELECT jsonb_pretty(finder.search('cobolt mug', page_size => 1));
+SELECT page('red', '{"category": "drinkware"}'), page('red', '{"category": "kitchen"}'), page('red', '{"category": ["kitchen", "none"]}'), page('red', '{"category": "none"}');
+SELECT page('mug', '{"brand": "Acme"}'), page('mug', '{"brand": ["acme", "kenko"]}'), page('', '{"brand": "acme"}');
+SELECT page('mug', '{"tags": ["gift", "blue"]}'), page('mug', '{"attributes": {"colour": ["red", "blue"]}}'), page('', '{"attributes": {"colour": "red"}}');
+SELECT page('mug', '{"price_min": 9, "price_max": 12.49}'), page('mug', '{"price_min": 12.5}'), page('mug', '{"in_stock": true}');
+SELECT page('mug', '{}', 'price'), page('mug', '{}', 'price_desc'), page('mug', '{}', 'newest'), page('mug', '{}', 'best_selling');
+UPDATE finder.products SET price = 99 WHERE sku = 'MUG-02';
+SELECT page('mug', '{"price_min": 90}'), page('mug', '{}', 'price');
+SELECT page('"red lid"'), page('mug -red'), page('sage headset');
+-- facets are what counting gives
+SELECT jsonb_pretty(finder.search('lamp', page_size => 0, facets => '{price,in_stock,brand}') - 'items');
+SELECT jsonb_pretty(finder.search('mug', page_size => 0, facets => '{brand,category,tags,attributes.colour}') #- '{items}');
+-- pages: every product once, in the order of one page
+WITH RECURSIVE pages AS (
+    SELECT 1 AS n, finder.search('blue', page_size => 37) AS x
+    UNION ALL
+    SELECT n + 1, finder.search('blue', page_size => 37, after => x->>'next') FROM pages WHERE x->>'next' IS NOT NULL),
+  items AS (SELECT row_number() OVER (ORDER BY n, o) AS place, i->>'id' AS id FROM pages, jsonb_array_elements(x->'items') WITH ORDINALITY j(i, o))
+SELECT count(*) = (SELECT (finder.search('blue')->>'total')::bigint) AS all_of_them, count(*) FILTER (WHERE i.id IS DISTINCT FROM s.id::text) AS different
+  FROM items i FULL JOIN (SELECT *, row_number() OVER () AS place FROM finder.search_products('blue', 10000)) s USING (place);
+WITH RECURSIVE pages AS (
+    SELECT 1 AS n, finder.search('table', sort => 'price', page_size => 50) AS x
+    UNION ALL
+    SELECT n + 1, finder.search('table', sort => 'price', page_size => 50, after => x->>'next') FROM pages WHERE x->>'next' IS NOT NULL),
+  items AS (SELECT row_number() OVER (ORDER BY n, o) AS place, i FROM pages, jsonb_array_elements(x->'items') WITH ORDINALITY j(i, o))
+SELECT count(*) = (SELECT (finder.search('table')->>'total')::bigint) AS all_of_them,
+       bool_and(coalesce((i->>'price')::numeric >= before OR stock_before AND NOT (i->>'in_stock')::boolean, true)) AS in_order
+  FROM (SELECT i, lag((i->>'price')::numeric) OVER (ORDER BY place) AS before, lag((i->>'in_stock')::boolean) OVER (ORDER BY place) AS stock_before FROM items) o;
+-- what is refused
+SELECT finder.search('mug', '{"colour": 1}');
+SELECT finder.search('mug', '[]');
+SELECT finder.search('mug', '{"price_min": "x"}');
+SELECT finder.search('mug', '{"brand": {}}');
+SELECT finder.search('mug', sort => 'rating');
+SELECT finder.search('mug', facets => '{nonsense}');
+SELECT finder.search('mug', page_size => -1);
+SELECT finder.search('mug', after => 'zz');
+SELECT finder.search('table', after => finder.search('red', page_size => 1)->>'next');
+SELECT finder.search(NULL, NULL, NULL, NULL, NULL, NULL)->>'correction' IS NULL AS nothing_said;
+
 -- suggestions
 SELECT * FROM finder.suggest('ac');
 SELECT * FROM finder.suggest('cob');
@@ -204,5 +248,5 @@ TRUNCATE finder.products CASCADE;
 SELECT found('mug'), found('');
 SELECT count(*) FROM finder.search_postings;
 
-DROP FUNCTION found, differences;
+DROP FUNCTION found, differences, page;
 SELECT techally.drop_store('finder');
