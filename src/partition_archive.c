@@ -85,10 +85,11 @@ typedef struct Stream
 	unsigned char	   buffer[CHUNK];
 } Stream;
 
+/* inflate allocates when it first needs its window, in the middle of a COPY: not in the row's context. */
 static void *
 zlib_alloc(void *opaque, unsigned int items, unsigned int size)
 {
-	return palloc((Size) items * size);
+	return MemoryContextAlloc(opaque, (Size) items * size);
 }
 
 static void
@@ -108,6 +109,7 @@ open_stream(const char *path, bool writing)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not open file \"%s\": %m", path)));
+	stream->z.opaque = CurrentMemoryContext;
 	stream->z.zalloc = zlib_alloc;
 	stream->z.zfree = zlib_free;
 
