@@ -32,10 +32,10 @@
 #define FORMAT_LABEL "techally audit 1"
 
 static void
-check(TaAuditHasher *hasher, int result)
+check(int result)
 {
 	if (result < 0)
-		elog(ERROR, "could not compute SHA-256: %s", pg_cryptohash_error(hasher->ctx));
+		elog(ERROR, "could not compute SHA-256");
 }
 
 /*
@@ -61,19 +61,19 @@ ta_hasher_close(TaAuditHasher *hasher)
 void
 ta_hash_start(TaAuditHasher *hasher)
 {
-	check(hasher, pg_cryptohash_init(hasher->ctx));
+	check(pg_cryptohash_init(hasher->ctx));
 }
 
 void
 ta_hash_add(TaAuditHasher *hasher, const void *data, size_t length)
 {
-	check(hasher, pg_cryptohash_update(hasher->ctx, data, length));
+	check(pg_cryptohash_update(hasher->ctx, data, length));
 }
 
 void
 ta_hash_finish(TaAuditHasher *hasher, uint8 *hash)
 {
-	check(hasher, pg_cryptohash_final(hasher->ctx, hash, TA_HASH_SIZE));
+	check(pg_cryptohash_final(hasher->ctx, hash, TA_HASH_SIZE));
 }
 
 /*

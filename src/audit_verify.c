@@ -188,7 +188,7 @@ check_row(TaAuditHasher *hasher, ChainCheck *chain, const char *log, bool span,
 
 /*
  * ta_verify_audit_rows
- *		verify_audit_rows(log regclass, table_schema text, table_name text,
+ *		verify_audit_rows(log regclass, table_name text,
  *						  from_time timestamptz, to_time timestamptz)
  *		→ TABLE (audit_id bigint, problem text)
  *
@@ -201,14 +201,13 @@ ta_verify_audit_rows(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	Oid			   relid = PG_GETARG_OID(0);
-	char		  *schema_name = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
-	char		  *table_name = PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2));
-	bool		   span = !PG_ARGISNULL(3);
+	char		  *table_name = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
+	bool		   span = !PG_ARGISNULL(2);
 	StringInfoData sql;
 	Oid			   types[2] = {TIMESTAMPTZOID, TIMESTAMPTZOID};
-	Datum		   arguments[2] = {span ? PG_GETARG_DATUM(3) : (Datum) 0,
-						   PG_ARGISNULL(4) ? (Datum) 0 : PG_GETARG_DATUM(4)};
-	char		  argument_nulls[3] = {span ? ' ' : 'n', PG_ARGISNULL(4) ? 'n' : ' ', '\0'};
+	Datum		   arguments[2] = {span ? PG_GETARG_DATUM(2) : (Datum) 0,
+						   PG_ARGISNULL(3) ? (Datum) 0 : PG_GETARG_DATUM(3)};
+	char		  argument_nulls[3] = {span ? ' ' : 'n', PG_ARGISNULL(3) ? 'n' : ' ', '\0'};
 	char		 *log;
 	TaFrame		  frame;
 	TaAuditHasher hasher;
@@ -257,9 +256,7 @@ ta_verify_audit_rows(PG_FUNCTION_ARGS)
 			heap_deform_tuple(rows->vals[i], rows->tupdesc, values, nulls);
 			problem = check_row(&hasher, &chain, log, span, values, nulls);
 			if (problem != NULL &&
-				(table_name == NULL ||
-				 (strcmp(table_name, TextDatumGetCString(values[LOG_TABLE_NAME])) == 0 &&
-				  strcmp(schema_name, TextDatumGetCString(values[LOG_TABLE_SCHEMA])) == 0)))
+				(table_name == NULL || strcmp(table_name, TextDatumGetCString(values[LOG_TABLE_NAME])) == 0))
 			{
 				Datum result[2] = {values[LOG_ID], CStringGetTextDatum(problem)};
 				bool  result_nulls[2] = {false, false};
@@ -468,7 +465,7 @@ static const TaStatement erase_changes = {
 	"UPDATE @store@.audit_logs l"
 	"   SET changes_digest = techally.commit_audit_changes(l.changes_salt, l.changes),"
 	"       changes_salt = NULL, changes = NULL"
-	" WHERE l.changes IS NOT NULL AND l.table_schema = $2 AND l.table_name = $3"
+	" WHERE l.changes IS NOT NULL AND l.table_name = $3"
 	"   AND ((pg_catalog.jsonb_hash_extended(l.row_key, pg_catalog.hashtextextended(l.table_name, 0))"
 	"         = pg_catalog.jsonb_hash_extended($1, pg_catalog.hashtextextended($3, 0)) AND l.row_key = $1)"
 	"     OR (pg_catalog.jsonb_hash_extended(l.new_key, pg_catalog.hashtextextended(l.table_name, 0))"

@@ -142,11 +142,11 @@ BEGIN
         FOR other IN EXECUTE format(
             'SELECT l.new_key FROM %1$s l
               WHERE jsonb_hash_extended(l.row_key, hashtextextended(l.table_name, 0)) = jsonb_hash_extended($1, hashtextextended($3, 0))
-                AND l.row_key = $1 AND l.new_key IS NOT NULL AND l.table_schema = $2 AND l.table_name = $3
+                AND l.row_key = $1 AND l.new_key IS NOT NULL AND l.table_name = $3
              UNION
              SELECT l.row_key FROM %1$s l
               WHERE jsonb_hash_extended(l.new_key, hashtextextended(l.table_name, 0)) = jsonb_hash_extended($1, hashtextextended($3, 0))
-                AND l.new_key = $1 AND l.table_schema = $2 AND l.table_name = $3', source.log)
+                AND l.new_key = $1 AND l.table_name = $3', source.log)
             USING family[done], source.table_schema, source.table_name
         LOOP
             IF other <> ALL (family) THEN
@@ -158,7 +158,7 @@ BEGIN
         'SELECT l.id, l.changed_at, l.transaction_id, l.action, l.user_id, l.changes, l.row_key, l.new_key
            FROM unnest($1) f, %s l
           WHERE jsonb_hash_extended(l.row_key, hashtextextended(l.table_name, 0)) = jsonb_hash_extended(f, hashtextextended($3, 0))
-            AND l.row_key = f AND l.table_schema = $2 AND l.table_name = $3 AND l.action <> ''ERASE''
+            AND l.row_key = f AND l.table_name = $3 AND l.action <> ''ERASE''
           ORDER BY l.id', source.log)
         USING family, source.table_schema, source.table_name
     LOOP
@@ -325,7 +325,7 @@ DECLARE
     changed    bigint;
 BEGIN
     SELECT s.* INTO source FROM techally.audit_source(target) s;
-    EXECUTE format('SELECT l.* FROM %s l WHERE l.id = $1 AND l.table_schema = $2 AND l.table_name = $3', source.log)
+    EXECUTE format('SELECT l.* FROM %s l WHERE l.id = $1 AND l.table_name = $3', source.log)
        INTO entry USING undo_change.audit_id, source.table_schema, source.table_name;
     IF entry.id IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'TA007',
@@ -420,12 +420,12 @@ COMMENT ON FUNCTION techally.audit_omitted(regclass) IS
 
 -- Trusting the log.
 
-CREATE FUNCTION techally.verify_audit_rows(log regclass, table_schema text, table_name text,
+CREATE FUNCTION techally.verify_audit_rows(log regclass, table_name text,
                                            from_time timestamptz, to_time timestamptz)
 RETURNS TABLE (audit_id bigint, problem text)
 LANGUAGE C STABLE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ta_verify_audit_rows';
-COMMENT ON FUNCTION techally.verify_audit_rows(regclass, text, text, timestamptz, timestamptz) IS
+COMMENT ON FUNCTION techally.verify_audit_rows(regclass, text, timestamptz, timestamptz) IS
 'Checks the hashes of a log''s rows';
 
 -- The text that a seal is the SHA-256 of; it can be made anywhere.
@@ -612,12 +612,12 @@ DECLARE
 BEGIN
     SELECT s.* INTO source FROM techally.audit_source(target) s;
     RETURN QUERY SELECT v.audit_id, v.problem
-      FROM techally.verify_audit_rows(source.log, source.table_schema, source.table_name, from_time, to_time) v;
+      FROM techally.verify_audit_rows(source.log, source.table_name, from_time, to_time) v;
     RETURN QUERY EXECUTE format($query$
         SELECT l.id, 'values are gone, and no erasure is logged'
           FROM %s l
          WHERE (l.changes_digest IS NOT NULL OR l.context_digest IS NOT NULL)
-           AND ($1 IS NULL OR l.table_name = $1 AND l.table_schema = $2)
+           AND ($1 IS NULL OR l.table_name = $1)
            AND ($3 IS NULL OR l.changed_at >= $3) AND ($4 IS NULL OR l.changed_at < $4)
            AND NOT EXISTS (SELECT FROM %1$s e
                             WHERE e.action = 'ERASE' AND e.id > l.id

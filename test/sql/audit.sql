@@ -193,6 +193,16 @@ RESET ROLE;
 RESET techally.audit_truncate_rows;
 SET ROLE regress_audit_owner;
 
+-- a soft delete and its reverse are called so
+CREATE TABLE soft (id uuid PRIMARY KEY, v integer);
+SELECT techally.enable_audit('soft');
+INSERT INTO soft VALUES ('00000000-0000-0000-0000-000000000001', 1);
+SELECT techally.enable_soft_delete('soft');
+DELETE FROM soft;
+SELECT techally.restore_deleted('regress_audit.soft', '00000000-0000-0000-0000-000000000001');
+UPDATE soft SET v = 2;
+SELECT action, changes -> 'v' AS v, changes ? 'deleted_at' AS deleted_at FROM entries('soft');
+
 -- rolled back changes are not there, nor do they break the chain
 BEGIN;
 INSERT INTO pairs VALUES ('y', 1, 0);

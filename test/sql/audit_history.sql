@@ -109,6 +109,12 @@ SELECT action FROM techally.row_history('regress_history.older', '{"id": 1}');
 SELECT techally.undo_change('regress_history.older', (SELECT max(id) FROM regress_history.audit_logs WHERE table_name = 'older'));
 RESET ROLE;
 
+-- a renamed schema takes its history along
+ALTER SCHEMA regress_history RENAME TO regress_history_new;
+SELECT action, changes FROM techally.row_history('regress_history_new.older', '{"id": 1}');
+SELECT * FROM techally.verify_audit('regress_history_new.older');
+ALTER SCHEMA regress_history_new RENAME TO regress_history;
+
 -- verify: nothing is wrong, in whatever settings
 SET search_path = regress_history;
 SET TimeZone = 'Asia/Tokyo';
