@@ -1352,6 +1352,20 @@ merge_some(TaSearch *search, bool all)
 	merge_segments(search, segments, documents, count);
 }
 
+static void
+merge(Oid nspid, bool all)
+{
+	TaSearch *search;
+
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetLatestSnapshot());
+	search = ta_search_open(nspid);
+	merge_some(search, all);
+	ta_search_close(search);
+	PopActiveSnapshot();
+	CommandCounterIncrement();
+}
+
 /* Only one at a time folds a store; false: somebody else does. */
 static bool
 lock_fold(Oid nspid, bool wait)
@@ -1404,23 +1418,23 @@ ta_fold_search(PG_FUNCTION_ARGS)
 		PG_RETURN_INT64(0);
 
 	ta_frame_begin(&frame, ta_relation_owner(ta_search_table(nspid, "search_recent")));
+	/*
+	 * Who changes a product that was folded waits until we commit, so that the
+	 * recent rows go last.
+	 */
+	if (!merge_all)
+		merge(nspid, false);
 	PushActiveSnapshot(GetLatestSnapshot());
 	search = ta_search_open(nspid);
 	prices = read_values(nspid, &select_prices, true, &nprices);
 	sales = read_values(nspid, &select_sales, false, &nsales);
-	/* prices that were committed after the snapshot of recents are theirs, too, or newer */
 	refresh_chunks(search, prices, nprices, sales, nsales);
 	folded = fold_recents(search, prices, nprices, sales, nsales);
 	delete_folded_prices(nspid, prices, nprices);
 	ta_search_close(search);
 	PopActiveSnapshot();
-
-	CommandCounterIncrement();
-	PushActiveSnapshot(GetLatestSnapshot());
-	search = ta_search_open(nspid);
-	merge_some(search, merge_all);
-	ta_search_close(search);
-	PopActiveSnapshot();
+	if (merge_all)
+		merge(nspid, true);
 	ta_frame_end(&frame);
 	PG_RETURN_INT64(folded);
 }
