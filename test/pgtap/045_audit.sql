@@ -25,15 +25,15 @@ SELECT function_returns('techally', 'audit_changes', '{}'::text[], 'trigger');
 
 SELECT is_partitioned('pgtap_audit', 'audit_logs', 'the log is partitioned');
 SELECT has_table('pgtap_audit', 'audit_seals', 'it has seals');
-SELECT columns_are('pgtap_audit', 'audit_log', '{id,table_name,operation,user_id,changed_data,timestamp}', 'the view');
+SELECT columns_are('pgtap_audit', 'audit_log', '{id,table_name,operation,user_id,changed_data,timestamp}'::name[], 'the view');
 SELECT col_type_is('pgtap_audit', 'audit_logs', c.name, c.type, c.name)
   FROM (VALUES ('id', 'bigint'), ('changed_at', 'timestamp with time zone'), ('action', 'text'), ('table_schema', 'text'),
                ('table_name', 'text'), ('row_key', 'jsonb'), ('resource_id', 'uuid'), ('user_id', 'uuid'),
                ('client_ip', 'inet'), ('metadata', 'jsonb'), ('changes', 'jsonb')) c(name, type);
-SELECT triggers_are('pgtap_audit', 'audit_logs', '{techally_guard_insert,techally_guard_rows,techally_guard_truncate}');
+SELECT triggers_are('pgtap_audit', 'audit_logs', '{techally_guard_insert,techally_guard_rows,techally_guard_truncate}'::name[], 'the guard');
 SELECT triggers_are('pgtap_audit', 't',
-                    '{techally_audit_insert,techally_audit_update,techally_audit_delete,techally_audit_truncate}');
-SELECT indexes_are('pgtap_audit', 'audit_logs', '{idx_audit_logs_row,idx_audit_logs_new_key,idx_audit_logs_time}');
+                    '{techally_audit_insert,techally_audit_update,techally_audit_delete,techally_audit_truncate}'::name[], 'the triggers');
+SELECT indexes_are('pgtap_audit', 'audit_logs', '{idx_audit_logs_row,idx_audit_logs_new_key,idx_audit_logs_time}'::name[], 'the indexes');
 
 SELECT is_empty($$SELECT a.attname FROM pg_attribute a
                    WHERE a.attrelid IN ('pgtap_audit.audit_logs'::regclass, 'pgtap_audit.audit_seals'::regclass)
