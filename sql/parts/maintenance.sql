@@ -132,6 +132,7 @@ COMMENT ON FUNCTION techally.worker_state() IS
 CREATE FUNCTION techally.partition_items()
 RETURNS TABLE (item text, owner oid)
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $function$
 SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), c.relowner
   FROM techally.managed_partitions m
@@ -145,12 +146,14 @@ COMMENT ON FUNCTION techally.partition_items() IS 'Items of the tasks that work 
 CREATE FUNCTION techally.premake_items()
 RETURNS TABLE (item text, owner oid)
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS 'SELECT i.item, i.owner FROM techally.partition_items() i';
 REVOKE ALL ON FUNCTION techally.premake_items() FROM PUBLIC;
 COMMENT ON FUNCTION techally.premake_items() IS 'Items of the task premake: managed tables';
 
 CREATE FUNCTION techally.premake_step(item text, cursor text, OUT done bigint, OUT next text, OUT failure text)
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $function$
 BEGIN
     BEGIN
@@ -166,12 +169,14 @@ COMMENT ON FUNCTION techally.premake_step(text, text) IS 'Step of the task prema
 CREATE FUNCTION techally.drain_items()
 RETURNS TABLE (item text, owner oid)
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS 'SELECT i.item, i.owner FROM techally.partition_items() i';
 REVOKE ALL ON FUNCTION techally.drain_items() FROM PUBLIC;
 COMMENT ON FUNCTION techally.drain_items() IS 'Items of the task drain: managed tables';
 
 CREATE FUNCTION techally.drain_step(item text, cursor text, OUT done bigint, OUT next text, OUT failure text)
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $function$
 BEGIN
     BEGIN
@@ -190,6 +195,7 @@ COMMENT ON FUNCTION techally.drain_step(text, text) IS 'Step of the task drain: 
 CREATE FUNCTION techally.store_items()
 RETURNS TABLE (item text, owner oid)
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $function$
 SELECT n.nspname::pg_catalog.text, c.relowner
   FROM techally.store_registry r
@@ -203,12 +209,14 @@ COMMENT ON FUNCTION techally.store_items() IS 'Items of the tasks that work on s
 CREATE FUNCTION techally.reservations_items()
 RETURNS TABLE (item text, owner oid)
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS 'SELECT i.item, i.owner FROM techally.store_items() i';
 REVOKE ALL ON FUNCTION techally.reservations_items() FROM PUBLIC;
 COMMENT ON FUNCTION techally.reservations_items() IS 'Items of the task reservations: stores';
 
 CREATE FUNCTION techally.reservations_step(item text, cursor text, OUT done bigint, OUT next text)
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $function$
 BEGIN
     done := techally.expire_reservations(item::name, 1000);
@@ -220,12 +228,14 @@ COMMENT ON FUNCTION techally.reservations_step(text, text) IS 'Step of the task 
 CREATE FUNCTION techally.stripes_items()
 RETURNS TABLE (item text, owner oid)
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS 'SELECT i.item, i.owner FROM techally.store_items() i';
 REVOKE ALL ON FUNCTION techally.stripes_items() FROM PUBLIC;
 COMMENT ON FUNCTION techally.stripes_items() IS 'Items of the task stripes: stores';
 
 CREATE FUNCTION techally.stripes_step(item text, cursor text, OUT done bigint, OUT next text)
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $function$
 BEGIN
     done := techally.fold_cooled_stock(item::name);
@@ -258,6 +268,7 @@ COMMENT ON FUNCTION techally.search_step(text, text) IS 'Step of the task search
 CREATE FUNCTION techally.unpaid_orders_items()
 RETURNS TABLE (item text, owner oid)
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS 'SELECT i.item, i.owner FROM techally.store_items() i';
 REVOKE ALL ON FUNCTION techally.unpaid_orders_items() FROM PUBLIC;
 COMMENT ON FUNCTION techally.unpaid_orders_items() IS 'Items of the task unpaid_orders: stores';
@@ -351,6 +362,7 @@ COMMENT ON FUNCTION techally.cancel_unpaid_orders(name, integer, uuid) IS
 
 CREATE FUNCTION techally.unpaid_orders_step(item text, cursor text, OUT done bigint, OUT next text)
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $function$
 BEGIN
     SELECT c.cancelled, c.last_order INTO done, next FROM techally.cancel_unpaid_orders(item::name, 100, cursor::uuid) c;
@@ -380,6 +392,7 @@ COMMENT ON FUNCTION techally.maintain_view(regclass, boolean) IS
 CREATE FUNCTION techally.views_items()
 RETURNS TABLE (item text, owner oid)
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $function$
 SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), c.relowner
   FROM pg_catalog.pg_class c
@@ -397,6 +410,7 @@ COMMENT ON FUNCTION techally.views_items() IS 'Items of the task views: material
 -- with; a view that was never filled is readable by nobody and can be locked.
 CREATE FUNCTION techally.views_step(item text, cursor text, OUT done bigint, OUT next text)
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $function$
 DECLARE
     target    regclass := to_regclass(item);

@@ -89,6 +89,7 @@ COMMENT ON FUNCTION techally.partition_ranges(regclass) IS
 CREATE FUNCTION techally.maintain_partitions(parent regclass, at timestamptz DEFAULT now())
 RETURNS text
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
 AS $function$
 DECLARE
     this_task text;

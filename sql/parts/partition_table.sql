@@ -216,6 +216,7 @@ COMMENT ON FUNCTION techally.free_table_name(name, text, text) IS
 CREATE FUNCTION techally.try_drain_default(parent regclass)
 RETURNS bigint
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $function$
 BEGIN
     RETURN techally.drain_default(parent);

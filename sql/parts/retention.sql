@@ -87,6 +87,16 @@ SELECT m.parent, pg_catalog.format('%I.%I', n.nspname, c.relname), NULL, NULL, m
  WHERE NOT EXISTS (SELECT FROM rules r WHERE r.oid = m.parent);
 GRANT SELECT ON techally.retention_plan TO PUBLIC;
 COMMENT ON VIEW techally.retention_plan IS 'What retention_policies shows, with the tables'' OIDs';
+COMMENT ON COLUMN techally.retention_plan.target IS 'The table''s OID; NULL: it does not exist yet';
+COMMENT ON COLUMN techally.retention_plan.relation IS 'The table; it may not exist yet';
+COMMENT ON COLUMN techally.retention_plan.time_column IS 'The column that says how old a row is';
+COMMENT ON COLUMN techally.retention_plan.ends_column IS 'A row stays while the time in this column lies ahead';
+COMMENT ON COLUMN techally.retention_plan.keep_for IS 'How long rows stay; NULL: for ever';
+COMMENT ON COLUMN techally.retention_plan.action IS 'What becomes of them then: archive or delete; of partitions: drop, detach or archive';
+COMMENT ON COLUMN techally.retention_plan.aggregate_after IS 'After which time rows are counted by day';
+COMMENT ON COLUMN techally.retention_plan.aggregate_by IS 'By which columns they are counted';
+COMMENT ON COLUMN techally.retention_plan.source IS 'default, rule (set_retention), or partitions: whole partitions go (manage_partitions, or where that names no retention what set_retention or the defaults say)';
+COMMENT ON COLUMN techally.retention_plan.in_force IS 'Whether there is such a table, and its rows go some day';
 
 CREATE VIEW techally.retention_policies AS
 SELECT p.relation, p.time_column, p.ends_column, p.keep_for, p.action, p.aggregate_after, p.aggregate_by, p.source, p.in_force
@@ -859,6 +869,7 @@ COMMENT ON FUNCTION techally.archive_old_data(boolean) IS
 CREATE FUNCTION techally.retire_items()
 RETURNS TABLE (item text, owner oid)
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $function$
 SELECT p.relation, c.relowner
   FROM techally.retention_plan p
@@ -873,6 +884,7 @@ COMMENT ON FUNCTION techally.retire_items() IS 'Items of the task retire: manage
 -- for its rows.
 CREATE FUNCTION techally.retire_step(item text, cursor text, OUT done bigint, OUT next text, OUT failure text)
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $function$
 BEGIN
     BEGIN
@@ -893,6 +905,7 @@ COMMENT ON FUNCTION techally.retire_step(text, text) IS 'Step of the task retire
 CREATE FUNCTION techally.archive_items()
 RETURNS TABLE (item text, owner oid)
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS $function$
 SELECT p.relation, c.relowner
   FROM techally.retention_plan p
@@ -905,6 +918,7 @@ COMMENT ON FUNCTION techally.archive_items() IS 'Items of the task archive: tabl
 
 CREATE FUNCTION techally.archive_step(item text, cursor text, OUT done bigint, OUT next text)
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $function$
 DECLARE
     answer jsonb := techally.retention_step(item::regclass, clock_timestamp(), cursor, 500, false);
