@@ -26,8 +26,10 @@
  * own maintenance; or techally.hard_delete is on.
  *
  * What we write, we write as the owner of the table that is written, past row
- * security, as foreign keys do.  The statements name everything with its schema,
- * so that the search_path is left to the triggers that they fire.
+ * security, as foreign keys do.  The statements name everything with its schema;
+ * the search_path is for the triggers that they fire.  It is the caller's only
+ * where he may act as that owner anyway: others could have the owner call what
+ * they have put there, and for them it is the schema of the table.
  *
  * Lock order: parents before their dependents.
  *
@@ -155,6 +157,7 @@ typedef struct DeleteState
 typedef struct ChangeState
 {
 	AttrNumber deleted_at;
+	AttrNumber deletion_id;
 	bool	   see_deleted;	 /* rows may refer to one that is deleted */
 	bool	   see_restored; /* rows go with one, or it goes with another */
 } ChangeState;
@@ -178,7 +181,7 @@ typedef struct Child
 	bool		  valid;
 	MemoryContext context;
 	AttrNumber	  deleted_at; /* InvalidAttrNumber: cannot be deleted softly */
-	int			  nkeys;
+	int			  nkeys;	  /* -1: not built */
 	ParentKey	 *keys;
 } Child;
 
@@ -209,6 +212,7 @@ typedef struct PlanEntry
 {
 	PlanKey	   key;
 	Oid		   tables[2]; /* whose change makes it stale */
+	List	  *others;	  /* and more of them, in CacheMemoryContext */
 	bool	   valid;
 	SPIPlanPtr plan;
 } PlanEntry;
@@ -218,14 +222,17 @@ typedef struct OwnerFrame
 {
 	Oid user;
 	int sec_context;
+	int guc_level; /* 0: the search_path is the caller's */
 } OwnerFrame;
 
-/* The last row that an UPDATE is about to change, and may be about to move. */
+/* The last row of a partition that a statement is about to change, and may be about to move. */
 typedef struct MovingRow
 {
-	MemoryContext	statement; /* NULL: none */
-	Oid				relid;
-	ItemPointerData row;
+	MemoryContext		  statement; /* it lies in there */
+	Oid					  relid;
+	ItemPointerData		  row;
+	struct MovingRow	 *next;
+	MemoryContextCallback callback;
 } MovingRow;
 
 /* The keys of a row that has left a partition, until it arrives in another. */
@@ -233,6 +240,7 @@ typedef struct MovedKey
 {
 	Oid				 root;
 	Oid				 parent;
+	bool			 was_deleted;
 	CommandId		 cid;
 	int				 nvalues;
 	char		   **names;
@@ -246,9 +254,12 @@ typedef struct MovedKey
 static bool hard_delete = false;
 
 static Statement *statements = NULL;
-static MovingRow  moving = {0};
+static MovingRow *moving_rows = NULL;
 static MovedKey	 *moved_keys = NULL; /* in TopTransactionContext */
 static Oid		  lost_rows = InvalidOid;
+
+/* the deletion whose rows a statement of ours is just writing */
+static const pg_uuid_t *own_deletion = NULL;
 
 static HTAB *children = NULL;
 static HTAB *plans = NULL;
@@ -275,14 +286,16 @@ relation_changed(Datum arg, Oid relid)
 	{
 		if (!child->valid)
 			continue;
-		child->valid = relid != InvalidOid && child->relid != relid;
+		/* one that is being built tells no parents yet */
+		child->valid = relid != InvalidOid && child->relid != relid && child->nkeys >= 0;
 		for (int i = 0; child->valid && i < child->nkeys; i++)
 			child->valid = child->keys[i].key.parent != relid;
 	}
 	hash_seq_init(&status, plans);
 	while ((entry = hash_seq_search(&status)) != NULL)
 	{
-		if (relid == InvalidOid || entry->tables[0] == relid || entry->tables[1] == relid)
+		if (relid == InvalidOid || entry->tables[0] == relid || entry->tables[1] == relid ||
+			list_member_oid(entry->others, relid))
 			entry->valid = false;
 	}
 }
@@ -395,13 +408,14 @@ find_plan(PlanKind kind, Oid relid, Oid other)
 }
 
 /*
- * Prepares a statement and keeps its plan until one of the two tables changes.
+ * Prepares a statement and keeps its plan until one of the two tables, or of the
+ * others, changes.
  * What it replaces may be running further up the stack: it goes when the
  * transaction ends.
  */
 static SPIPlanPtr
-make_plan(PlanKind kind, Oid relid, Oid other, Oid table, Oid second_table,
-		  const char *sql, int nargs, Oid *types)
+make_plan_over(PlanKind kind, Oid relid, Oid other, Oid table, Oid second_table, List *others,
+			   const char *sql, int nargs, Oid *types)
 {
 	PlanKey		  key;
 	PlanEntry	 *entry;
@@ -422,6 +436,7 @@ make_plan(PlanKind kind, Oid relid, Oid other, Oid table, Oid second_table,
 		old_context = MemoryContextSwitchTo(CacheMemoryContext);
 		retired_plans = lappend(retired_plans, entry->plan);
 		MemoryContextSwitchTo(old_context);
+		list_free(entry->others);
 		hash_search(plans, &key, HASH_REMOVE, NULL);
 	}
 	if (SPI_keepplan(plan) != 0)
@@ -429,9 +444,20 @@ make_plan(PlanKind kind, Oid relid, Oid other, Oid table, Oid second_table,
 	entry = hash_search(plans, &key, HASH_ENTER, &found);
 	entry->tables[0] = table;
 	entry->tables[1] = second_table;
+	entry->others = NIL;
 	entry->plan = plan;
 	entry->valid = true;
+	old_context = MemoryContextSwitchTo(CacheMemoryContext);
+	entry->others = list_copy(others);
+	MemoryContextSwitchTo(old_context);
 	return plan;
+}
+
+static SPIPlanPtr
+make_plan(PlanKind kind, Oid relid, Oid other, Oid table, Oid second_table,
+		  const char *sql, int nargs, Oid *types)
+{
+	return make_plan_over(kind, relid, other, table, second_table, NIL, sql, nargs, types);
 }
 
 static uint64
@@ -445,7 +471,30 @@ run_plan(SPIPlanPtr plan, Datum *values, const char *nulls)
 }
 
 /*
- * The same for rows that the transaction's snapshot may not show: those that
+ * The same as a statement that sets or clears deleted_at of rows of this
+ * deletion, which nobody has done by hand.
+ */
+static uint64
+run_own_plan(SPIPlanPtr plan, Datum *values, const pg_uuid_t *id, uint64 (*run)(SPIPlanPtr, Datum *, const char *))
+{
+	const pg_uuid_t *outer = own_deletion;
+	uint64			 n = 0;
+
+	own_deletion = id;
+	PG_TRY();
+	{
+		n = run(plan, values, NULL);
+	}
+	PG_FINALLY();
+	{
+		own_deletion = outer;
+	}
+	PG_END_TRY();
+	return n;
+}
+
+/*
+ * Runs a plan for rows that the transaction's snapshot may not show: those that
  * were committed since are found, and to change one is a serialization failure,
  * as when a foreign key cascades.
  */
@@ -556,19 +605,35 @@ root_of(Oid relid)
 	return ancestors == NIL ? relid : llast_oid(ancestors);
 }
 
-/* From here on we are the table's owner, and row security does not apply. */
+/*
+ * From here on we are the table's owner, and row security does not apply; see
+ * the head of this file for the search_path.
+ */
 static void
 owner_begin(OwnerFrame *frame, Oid relid)
 {
+	Oid owner = ta_relation_owner(relid);
+
 	GetUserIdAndSecContext(&frame->user, &frame->sec_context);
-	SetUserIdAndSecContext(ta_relation_owner(relid),
-						   frame->sec_context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_NOFORCE_RLS);
+	frame->guc_level = 0;
+	if (!has_privs_of_role(frame->user, owner))
+	{
+		char *schema = get_namespace_name(get_rel_namespace(relid));
+
+		frame->guc_level = NewGUCNestLevel();
+		(void) set_config_option("search_path",
+								 psprintf("pg_catalog, %s, pg_temp", quote_identifier(schema)),
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	}
+	SetUserIdAndSecContext(owner, frame->sec_context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_NOFORCE_RLS);
 }
 
 static void
 owner_end(const OwnerFrame *frame)
 {
 	SetUserIdAndSecContext(frame->user, frame->sec_context);
+	if (frame->guc_level != 0)
+		AtEOXact_GUC(true, frame->guc_level);
 }
 
 static void
@@ -682,12 +747,12 @@ child_of(Relation rel)
 		child->context = NULL;
 		child->nkeys = 0;
 	}
-	if (child->valid)
+	if (child->valid && child->nkeys >= 0)
 		return child;
 
-	/* what invalidates it meanwhile must find it valid */
+	/* what invalidates it meanwhile must find it valid; an error leaves it unbuilt */
 	child->valid = true;
-	child->nkeys = 0;
+	child->nkeys = -1;
 	context = AllocSetContextCreate(CurrentMemoryContext, "techally referring table", ALLOCSET_SMALL_SIZES);
 	old_context = MemoryContextSwitchTo(context);
 	keys = ta_foreign_keys_of(rel);
@@ -1234,7 +1299,7 @@ delete_dependents(const TaForeignKey *key, const KeyArrays *arrays, Datum id)
 		plan = make_plan(PLAN_MARK_DEPENDENTS, key->constraint, InvalidOid, key->child, key->parent,
 						 sql.data, key->nkeys + 2, types);
 	}
-	n = run_plan_on_latest(plan, values, NULL);
+	n = run_own_plan(plan, values, DatumGetUUIDP(id), run_plan_on_latest);
 	owner_end(&frame);
 	delete_all_dependents(keys, n, id);
 	table_close(child, NoLock);
@@ -1271,6 +1336,25 @@ check_unmarked(Relation rel, AttrNumber deleted_at, const ItemPointerData *rows,
 	}
 	table_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
+	UnregisterSnapshot(snapshot);
+}
+
+/* The latest versions of rows that triggers may have changed since. */
+static void
+latest_rows(Relation rel, ItemPointerData *rows, int nrows)
+{
+	Snapshot	  snapshot;
+	TableScanDesc scan;
+
+	CommandCounterIncrement();
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	scan = table_beginscan_tid(rel, snapshot);
+	for (int i = 0; i < nrows; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		table_tuple_get_latest_tid(scan, &rows[i]);
+	}
+	table_endscan(scan);
 	UnregisterSnapshot(snapshot);
 }
 
@@ -1325,7 +1409,7 @@ delete_rows(Relation rel, ItemPointerData *rows, int nrows, Datum id)
 		values[0] = row_array(rows + first, n);
 		values[1] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
 		values[2] = id;
-		done = run_plan(plan, values, NULL);
+		done = run_own_plan(plan, values, DatumGetUUIDP(id), run_plan);
 		if (done < (uint64) n)
 			check_unmarked(rel, deleted_at, rows + first, n);
 		owner_end(&frame);
@@ -1369,7 +1453,12 @@ delete_rows_by_hand(Relation rel, ItemPointerData *rows, int nrows, Datum id)
 									  qualified_name(relid)),
 							 1, types);
 		}
-		(void) run_plan(plan, values, NULL);
+		if (run_plan(plan, values, NULL) < (uint64) n)
+		{
+			latest_rows(rel, rows + first, n);
+			values[0] = row_array(rows + first, n);
+			(void) run_plan(plan, values, NULL);
+		}
 		done = 0;
 		if (keys != NIL)
 		{
@@ -1532,6 +1621,8 @@ restore_dependents(const TaForeignKey *key, const KeyArrays *arrays, Datum id)
 	plan = find_plan(PLAN_UNMARK_DEPENDENTS, key->constraint, InvalidOid);
 	if (plan == NULL)
 	{
+		List *others = NIL;
+
 		resetStringInfo(&sql);
 		appendStringInfo(&sql, "UPDATE %s c SET " DELETED_AT " = NULL, " DELETION_ID " = NULL FROM ", qualified_name(key->child));
 		append_keys_from(&sql, key, 1, types);
@@ -1543,15 +1634,16 @@ restore_dependents(const TaForeignKey *key, const KeyArrays *arrays, Datum id)
 		{
 			TaForeignKey *other = lfirst(cell);
 
+			others = lappend_oid(others, other->parent);
 			appendStringInfo(&sql, " AND NOT EXISTS (SELECT FROM %s q WHERE ", qualified_name(other->parent));
 			append_join(&sql, other, "q", "c");
 			appendStringInfoString(&sql, " AND q." DELETED_AT " IS NOT NULL)");
 		}
 		append_returning(&sql, "c", keys);
-		plan = make_plan(PLAN_UNMARK_DEPENDENTS, key->constraint, InvalidOid, key->child, key->parent,
-						 sql.data, key->nkeys + 1, types);
+		plan = make_plan_over(PLAN_UNMARK_DEPENDENTS, key->constraint, InvalidOid, key->child, key->parent, others,
+							  sql.data, key->nkeys + 1, types);
 	}
-	n = run_plan_on_latest(plan, values, NULL);
+	n = run_own_plan(plan, values, DatumGetUUIDP(id), run_plan_on_latest);
 	owner_end(&frame);
 	restore_all_dependents(keys, n, id);
 	table_close(child, NoLock);
@@ -1559,10 +1651,12 @@ restore_dependents(const TaForeignKey *key, const KeyArrays *arrays, Datum id)
 
 /*
  * Restores a row that the caller has locked, or that somebody has restored by
- * hand, and what went with it.  False where a trigger has dropped the change.
+ * hand, and what went with it: with the deletion that the row names, or with this
+ * one, where its id was cleared by hand, too.  False where a trigger has dropped
+ * the change.
  */
 static bool
-restore_row(Relation rel, ItemPointer row)
+restore_row(Relation rel, ItemPointer row, bool by_hand, const pg_uuid_t *cleared)
 {
 	Oid				relid = RelationGetRelid(rel);
 	AttrNumber		deletion_id = column_number(rel, DELETION_ID);
@@ -1571,17 +1665,38 @@ restore_row(Relation rel, ItemPointer row)
 	Snapshot		snapshot;
 	pg_uuid_t		id;
 	bool			isnull = true;
+	bool			found;
 	Datum			values[1];
 	OwnerFrame		frame;
 	SPIPlanPtr		plan;
 	uint64			done;
 
+	/* whoever restored it by hand, a trigger may have changed it since */
+	if (by_hand)
+		latest_rows(rel, row, 1);
 	CommandCounterIncrement();
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	if (!table_tuple_fetch_row_version(rel, row, snapshot, slot))
-		elog(ERROR, "locked row of \"%s\" has vanished", RelationGetRelationName(rel));
+	found = table_tuple_fetch_row_version(rel, row, snapshot, slot);
 	UnregisterSnapshot(snapshot);
-	if (deletion_id != InvalidAttrNumber)
+	if (!found && !by_hand)
+		elog(ERROR, "locked row of \"%s\" has vanished", RelationGetRelationName(rel));
+	if (found && by_hand)
+	{
+		(void) slot_getattr(slot, column_number(rel, DELETED_AT), &isnull);
+		found = isnull;
+		isnull = true;
+	}
+	if (!found)
+	{
+		ExecDropSingleTupleTableSlot(slot);
+		return false;
+	}
+	if (cleared != NULL)
+	{
+		id = *cleared;
+		isnull = false;
+	}
+	else if (deletion_id != InvalidAttrNumber)
 	{
 		Datum value = slot_getattr(slot, deletion_id, &isnull);
 
@@ -1604,7 +1719,7 @@ restore_row(Relation rel, ItemPointer row)
 		plan = make_plan(PLAN_UNMARK, relid, InvalidOid, relid, InvalidOid, sql.data, 1, types);
 	}
 	values[0] = row_array(row, 1);
-	done = run_plan(plan, values, NULL);
+	done = run_own_plan(plan, values, isnull ? NULL : &id, run_plan);
 	owner_end(&frame);
 	if (!isnull)
 		restore_all_dependents(keys, done, UUIDPGetDatum(&id));
@@ -1636,7 +1751,7 @@ process_rows(RowSet *set, ItemPointerData *rows, int nrows, Datum id)
 			break;
 		case ROWS_RESTORED_BY_HAND:
 			for (int i = 0; i < nrows; i++)
-				(void) restore_row(rel, &rows[i]);
+				(void) restore_row(rel, &rows[i], true, NULL);
 			break;
 	}
 	table_close(rel, NoLock);
@@ -1758,13 +1873,29 @@ is_orphaned(Relation rel, TupleTableSlot *slot)
 	return false;
 }
 
+/* Whether the statement that runs in this context has just begun to move this row. */
+static bool
+is_moving(MemoryContext statement, Oid relid, ItemPointer row)
+{
+	for (MovingRow *moving = moving_rows; moving != NULL; moving = moving->next)
+	{
+		if (moving->statement == statement && moving->relid == relid &&
+			ItemPointerIsValid(&moving->row) && ItemPointerEquals(&moving->row, row))
+		{
+			ItemPointerSetInvalid(&moving->row);
+			return true;
+		}
+	}
+	return false;
+}
+
 /*
  * soft_delete_row() → trigger
  *		BEFORE DELETE of a row: drops the deletion and has the end of the statement
  *		set deleted_at, unless the row must really go (see the head of this file).
  *
  * A row that is deleted already stays as it is.  Raises 42703 where the table
- * has no deleted_at any more, 42501 where techally.hard_delete is on for a role
+ * has no deleted_at any more, 0A000 for a foreign table, 42501 where techally.hard_delete is on for a role
  * that lacks the privilege TRUNCATE on the table.
  */
 PG_FUNCTION_INFO_V1(ta_soft_delete_row);
@@ -1781,6 +1912,10 @@ ta_soft_delete_row(PG_FUNCTION_ARGS)
 
 	if (state == NULL)
 	{
+		if (rel->rd_rel->relkind != RELKIND_RELATION)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("rows of foreign table \"%s\" cannot be deleted softly", RelationGetRelationName(rel))));
 		state = MemoryContextAllocZero(context, sizeof(DeleteState));
 		state->deleted_at = column_number(rel, DELETED_AT);
 		state->is_partition = rel->rd_rel->relispartition;
@@ -1788,12 +1923,8 @@ ta_soft_delete_row(PG_FUNCTION_ARGS)
 	}
 	if (ta_passes_through(RelationGetRelid(rel)))
 		return PointerGetDatum(tuple);
-	if (state->is_partition && moving.statement == context && moving.relid == RelationGetRelid(rel) &&
-		ItemPointerEquals(&moving.row, &tuple->t_self))
-	{
-		moving.statement = NULL;
+	if (state->is_partition && is_moving(context, RelationGetRelid(rel), &tuple->t_self))
 		return PointerGetDatum(tuple);
-	}
 	if (hard_delete)
 	{
 		check_hard_delete(RelationGetRelid(rel));
@@ -1824,10 +1955,13 @@ ta_soft_delete_row(PG_FUNCTION_ARGS)
 }
 
 static void
-moving_statement_gone(void *arg)
+moving_row_gone(void *arg)
 {
-	if (moving.statement == arg)
-		moving.statement = NULL;
+	MovingRow **link;
+
+	for (link = &moving_rows; *link != arg; link = &(*link)->next)
+		;
+	*link = (*link)->next;
 }
 
 /*
@@ -1843,18 +1977,21 @@ ta_note_row_move(PG_FUNCTION_ARGS)
 											 TA_TRIGGER_ROW | TA_TRIGGER_BEFORE | TA_TRIGGER_UPDATE);
 	MemoryContext context = fcinfo->flinfo->fn_mcxt;
 
-	if (fcinfo->flinfo->fn_extra == NULL)
-	{
-		MemoryContextCallback *callback = MemoryContextAllocZero(context, sizeof(MemoryContextCallback));
+	MovingRow *moving = fcinfo->flinfo->fn_extra;
 
-		callback->func = moving_statement_gone;
-		callback->arg = context;
-		MemoryContextRegisterResetCallback(context, callback);
-		fcinfo->flinfo->fn_extra = callback;
+	if (moving == NULL)
+	{
+		moving = MemoryContextAllocZero(context, sizeof(MovingRow));
+		moving->statement = context;
+		moving->relid = RelationGetRelid(trigdata->tg_relation);
+		moving->callback.func = moving_row_gone;
+		moving->callback.arg = moving;
+		MemoryContextRegisterResetCallback(context, &moving->callback);
+		moving->next = moving_rows;
+		moving_rows = moving;
+		fcinfo->flinfo->fn_extra = moving;
 	}
-	moving.statement = context;
-	moving.relid = RelationGetRelid(trigdata->tg_relation);
-	moving.row = trigdata->tg_trigtuple->t_self;
+	moving->row = trigdata->tg_trigtuple->t_self;
 	return PointerGetDatum(trigdata->tg_newtuple);
 }
 
@@ -1884,6 +2021,7 @@ ta_deleted_at_changed(PG_FUNCTION_ARGS)
 		state->deleted_at = column_number(rel, DELETED_AT);
 		if (state->deleted_at == InvalidAttrNumber)
 			raise_no_column(rel);
+		state->deletion_id = column_number(rel, DELETION_ID);
 		state->see_deleted = keys != NIL;
 		state->see_restored = cascading(keys) != NIL;
 		foreach(cell, ta_foreign_keys_of(rel))
@@ -1892,11 +2030,46 @@ ta_deleted_at_changed(PG_FUNCTION_ARGS)
 	}
 	(void) slot_getattr(trigdata->tg_trigslot, state->deleted_at, &was_null);
 	(void) slot_getattr(trigdata->tg_newslot, state->deleted_at, &isnull);
-	if (was_null != isnull && (isnull ? state->see_restored : state->see_deleted) &&
-		!ta_passes_through(RelationGetRelid(rel)))
-		note_row(set_of(context, RelationGetRelid(rel), isnull ? ROWS_RESTORED_BY_HAND : ROWS_DELETED_BY_HAND),
-				 context, &trigdata->tg_newtuple->t_self);
+	if (was_null == isnull || !(isnull ? state->see_restored : state->see_deleted) ||
+		ta_passes_through(RelationGetRelid(rel)))
+		return PointerGetDatum(NULL);
+
+	/* where the id is gone, nothing but this tells it */
+	if (isnull && state->deletion_id != InvalidAttrNumber)
+	{
+		Datum id = slot_getattr(trigdata->tg_trigslot, state->deletion_id, &was_null);
+
+		(void) slot_getattr(trigdata->tg_newslot, state->deletion_id, &isnull);
+		if (!was_null && isnull)
+		{
+			ItemPointerData row = trigdata->tg_newtuple->t_self;
+
+			(void) restore_row(rel, &row, true, DatumGetUUIDP(id));
+			return PointerGetDatum(NULL);
+		}
+		isnull = true;
+	}
+	note_row(set_of(context, RelationGetRelid(rel), isnull ? ROWS_RESTORED_BY_HAND : ROWS_DELETED_BY_HAND),
+			 context, &trigdata->tg_newtuple->t_self);
 	return PointerGetDatum(NULL);
+}
+
+/*
+ * is_own_deletion(before uuid, after uuid) → boolean
+ *		Whether a statement of ours is just now writing rows of the deletion that
+ *		the row names, or has named: for the condition of deleted_at_changed.
+ */
+PG_FUNCTION_INFO_V1(ta_is_own_deletion);
+Datum
+ta_is_own_deletion(PG_FUNCTION_ARGS)
+{
+	for (int i = 0; i < 2; i++)
+	{
+		if (own_deletion != NULL && !PG_ARGISNULL(i) &&
+			memcmp(PG_GETARG_UUID_P(i), own_deletion, sizeof(pg_uuid_t)) == 0)
+			PG_RETURN_BOOL(true);
+	}
+	PG_RETURN_BOOL(false);
 }
 
 /* Whether all columns of a key are the same in both, bit by bit. */
@@ -1927,9 +2100,13 @@ remember_moved_keys(Relation rel, Child *child, Oid parent, HeapTuple tuple, Tup
 	MemoryContext old_context = MemoryContextSwitchTo(TopTransactionContext);
 	MovedKey	 *moved = palloc0(sizeof(MovedKey));
 	int			  size = child->nkeys * INDEX_MAX_KEYS;
+	bool		  isnull = true;
 
 	moved->root = root;
 	moved->parent = parent;
+	if (child->deleted_at != InvalidAttrNumber)
+		(void) slot_getattr(slot, child->deleted_at, &isnull);
+	moved->was_deleted = !isnull;
 	moved->cid = cid;
 	moved->names = palloc0(sizeof(char *) * size);
 	moved->values = palloc0(sizeof(Datum) * size);
@@ -2073,7 +2250,11 @@ ta_refuse_deleted_parent(PG_FUNCTION_ARGS)
 		{
 			(void) slot_getattr(slot, child->deleted_at, &isnull);
 			if (!isnull)
+			{
+				if (moved != NULL)
+					free_moved_key(moved);
 				return PointerGetDatum(NULL);
+			}
 		}
 	}
 
@@ -2085,7 +2266,8 @@ ta_refuse_deleted_parent(PG_FUNCTION_ARGS)
 
 		if (key->key.parent != parent ||
 			(is_update && same_key(&key->key, RelationGetDescr(rel), trigdata->tg_trigslot, slot)) ||
-			(moved != NULL && same_as_moved(moved, &key->key, RelationGetDescr(rel), slot)))
+			(moved != NULL && same_as_moved(moved, &key->key, RelationGetDescr(rel), slot) &&
+			 !(moved->was_deleted && key->key.on_delete == FKCONSTR_ACTION_CASCADE)))
 			continue;
 		if (!find_parent(key, RelationGetRelid(rel), slot, true, &is_key, &deleted) || !deleted)
 			continue;
@@ -2469,7 +2651,7 @@ restore_deleted(Oid relid, Datum record_id)
 		MemoryContextSwitchTo(context);
 		PG_TRY();
 		{
-			result = restore_row(rel, &row);
+			result = restore_row(rel, &row, false, NULL);
 			ReleaseCurrentSubTransaction();
 			MemoryContextSwitchTo(context);
 			CurrentResourceOwner = owner;

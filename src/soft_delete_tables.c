@@ -137,6 +137,25 @@ check_inheritance(Relation rel)
 				 errdetail("Soft delete works on plain and on partitioned tables.")));
 }
 
+/* A foreign table's rows have no place that we could find again. */
+static void
+check_partitions(Relation rel)
+{
+	ListCell *cell;
+
+	if (rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		return;
+	foreach(cell, find_all_inheritors(RelationGetRelid(rel), AccessShareLock, NULL))
+	{
+		if (get_rel_relkind(lfirst_oid(cell)) == RELKIND_FOREIGN_TABLE)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("table \"%s\" has the foreign table \"%s\" as a partition",
+							RelationGetRelationName(rel), get_rel_name(lfirst_oid(cell))),
+					 errdetail("Rows of foreign tables cannot be deleted softly.")));
+	}
+}
+
 /* 55000 where rows of a table that is no soft-delete table go with rows of this one. */
 static void
 check_dependents(Relation rel, List *targets)
@@ -410,6 +429,7 @@ enable_one(Oid relid, List *targets)
 	check_table(relid);
 	rel = table_open(relid, ShareRowExclusiveLock);
 	check_inheritance(rel);
+	check_partitions(rel);
 	check_columns(rel, &has_deleted_at, &has_deletion_id);
 	check_dependents(rel, targets);
 	partitioned = rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE;
@@ -435,7 +455,7 @@ enable_one(Oid relid, List *targets)
 						 table));
 	run_utility(psprintf("CREATE OR REPLACE TRIGGER " CHANGE_TRIGGER " AFTER UPDATE OF " TA_DELETED_AT " ON %s"
 						 " FOR EACH ROW WHEN ((OLD." TA_DELETED_AT " IS NULL) <> (NEW." TA_DELETED_AT " IS NULL)"
-						 " AND OLD." TA_DELETION_ID " IS NOT DISTINCT FROM NEW." TA_DELETION_ID ")"
+						 " AND NOT techally.is_own_deletion(OLD." TA_DELETION_ID ", NEW." TA_DELETION_ID "))"
 						 " EXECUTE FUNCTION techally." TA_CHANGE_FUNCTION "()",
 						 table));
 	if (partitioned)
@@ -459,10 +479,10 @@ enable_one(Oid relid, List *targets)
  *		missing.
  *
  * Raises 55000, naming the table, where rows of one that is none go with its rows;
- * 42809 and 42804 for what cannot be one, 0A000 for inheritance and where
- * deleted_at is part of the partition key, 42501 for tables of others.  Locks the
- * table and those that refer to it SHARE ROW EXCLUSIVE, the table ACCESS EXCLUSIVE
- * where columns are missing.
+ * 42809 and 42804 for what cannot be one, 0A000 for inheritance, foreign partitions
+ * and where deleted_at is part of the partition key, 42501 for tables of others.
+ * Locks the table and those that refer to it SHARE ROW EXCLUSIVE, the table ACCESS
+ * EXCLUSIVE where columns are missing.
  */
 PG_FUNCTION_INFO_V1(ta_enable_soft_delete);
 Datum

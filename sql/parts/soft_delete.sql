@@ -28,6 +28,13 @@ AS 'MODULE_PATHNAME', 'ta_deleted_at_changed';
 COMMENT ON FUNCTION techally.deleted_at_changed() IS
 'Trigger, AFTER UPDATE OF deleted_at of a row: dependents follow one that was deleted or restored by hand';
 
+CREATE FUNCTION techally.is_own_deletion(before uuid, after uuid)
+RETURNS boolean
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ta_is_own_deletion';
+COMMENT ON FUNCTION techally.is_own_deletion(uuid, uuid) IS
+'Whether techally itself is just now deleting or restoring rows of this deletion; the condition of deleted_at_changed';
+
 CREATE FUNCTION techally.note_row_move()
 RETURNS trigger
 LANGUAGE C
