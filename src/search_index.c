@@ -22,8 +22,8 @@
  * hangs on a product it is taken first, several in the order of their keys),
  * then its row of search_recent.  The fold takes an advisory lock that only
  * folds take, and then rows of search_recent, whose version tells it whether
- * they are still those that it folded; a product that was changed meanwhile
- * keeps its row.  No lock is held by readers but those of their tables.
+ * they are still those that it folded; a product that was changed meanwhile, or
+ * whose row somebody holds, keeps its row, so that the fold waits for nobody.  No lock is held by readers but those of their tables.
  *
  *-------------------------------------------------------------------------
  */
@@ -115,14 +115,18 @@ static const TaStatement update_chunk = {
 	{INT4OID, INT4OID, INT8OID, BYTEAOID}};
 static const TaStatement delete_recent = {
 	"DELETE FROM @store@.search_recent r"
-	" USING (SELECT pg_catalog.unnest($1) AS id, pg_catalog.unnest($2) AS version) u"
-	" WHERE r.product_id = u.id AND r.version = u.version",
+	" USING (SELECT k.product_id FROM (SELECT pg_catalog.unnest($1) AS id, pg_catalog.unnest($2) AS version) u"
+	"   JOIN @store@.search_recent k ON k.product_id = u.id AND k.version = u.version"
+	"   FOR UPDATE OF k SKIP LOCKED) l"
+	" WHERE r.product_id = l.product_id",
 	2,
 	{UUIDARRAYOID, INT8ARRAYOID}};
 static const TaStatement delete_prices = {
 	"DELETE FROM @store@.search_prices r"
-	" USING (SELECT pg_catalog.unnest($1) AS id, pg_catalog.unnest($2) AS version) u"
-	" WHERE r.product_id = u.id AND r.version = u.version",
+	" USING (SELECT k.product_id FROM (SELECT pg_catalog.unnest($1) AS id, pg_catalog.unnest($2) AS version) u"
+	"   JOIN @store@.search_prices k ON k.product_id = u.id AND k.version = u.version"
+	"   FOR UPDATE OF k SKIP LOCKED) l"
+	" WHERE r.product_id = l.product_id",
 	2,
 	{UUIDARRAYOID, INT8ARRAYOID}};
 static const TaStatement select_prices = {
