@@ -102,6 +102,20 @@ static const TaStatement find_committed = {
 	4,
 	{UUIDARRAYOID, UUIDARRAYOID, UUIDARRAYOID, TIMESTAMPTZOID}};
 
+/* One of the expired reservations that a sweep left, for somebody has it. */
+static const TaStatement find_expired_in_use = {
+	"SELECT r.id FROM @store@.stock_reservation_parts p"
+	"  JOIN @store@.stock_reservations r ON r.id = p.reservation_id"
+	" WHERE p.stock_id = ANY ($1) AND r.status = 'active' AND r.expires_at <= $2"
+	" ORDER BY r.id LIMIT 1",
+	2,
+	{UUIDARRAYOID, TIMESTAMPTZOID}};
+
+static const TaStatement lock_reservation = {
+	"SELECT r.id FROM @store@.stock_reservations r WHERE r.id = $1 FOR NO KEY UPDATE",
+	1,
+	{UUIDOID}};
+
 /*
  * Frees expired parts of rows that the caller has locked, those of the oldest
  * reservations first.  The reservation is marked as well: whoever is waiting
@@ -949,8 +963,7 @@ typedef enum Step
 	STEP_WHOLE,		/* look again, at all rows */
 	STEP_SAVEPOINT, /* look again, in a savepoint */
 	STEP_BLOCKED,
-	STEP_SHORT,
-	STEP_UNCLEAR
+	STEP_SHORT
 } Step;
 
 /* Takes the units from the rows, which are held. */
@@ -1077,14 +1090,18 @@ judge(Oid nspid, TaDemand *demand, int shortage_code)
 	return true;
 }
 
-/* Locks every row of a demand that has no stripes, in the lock order, and serves it. */
+/*
+ * Locks every row of a demand that has no stripes, in the lock order, and serves
+ * it.  In a savepoint: while we waited the stock may have been spread, and then
+ * the rows are to be given back before a new one is waited for.
+ */
 static Step
 secure_unstriped(Oid nspid, TaDemand *demand, TaUse use, Finder *finder)
 {
 	lock_rows_in_order(finder, demand, true);
 	finder_close(finder);
 	if (!serve_demand(demand))
-		return STEP_UNCLEAR;
+		return STEP_AGAIN;
 	use_units(nspid, demand, use);
 	return STEP_DONE;
 }
@@ -1211,6 +1228,7 @@ typedef struct Attempt
 	bool	  guarded; /* in a savepoint */
 	Step	  step;
 	int		  shortage_code;
+	TaUuid	  in_use; /* an expired reservation to wait for */
 } Attempt;
 
 /* Serves a demand from rows that nobody else has; keeps what it did if that is all. */
@@ -1222,7 +1240,9 @@ try_free(void *arg)
 
 	find_rows(attempt->nspid, attempt->demand, attempt->whole, &finder);
 	if (attempt->demand->whole && !attempt->demand->striped && serve_demand(attempt->demand))
-		attempt->step = secure_unstriped(attempt->nspid, attempt->demand, attempt->use, &finder);
+		attempt->step = !attempt->guarded
+							? STEP_SAVEPOINT
+							: secure_unstriped(attempt->nspid, attempt->demand, attempt->use, &finder);
 	else
 		attempt->step = serve_from_free(attempt->nspid, attempt->demand, attempt->use, &finder,
 										attempt->guarded);
@@ -1240,7 +1260,7 @@ secure_from_free(Attempt *attempt)
 	for (int g = 0; g < demand->ngroups; g++)
 		known_striped |= ta_stripes_known(attempt->nspid, &demand->groups[g]) > 1;
 	attempt->whole = demand->ngroups > 1 && !known_striped;
-	attempt->guarded = demand->ngroups > 1 && known_striped;
+	attempt->guarded = demand->ngroups > 1;
 
 	for (int round = 0; round < FREE_ROUNDS; round++)
 	{
@@ -1263,8 +1283,6 @@ secure_from_free(Attempt *attempt)
 				break;
 			case STEP_BLOCKED:
 				return BLOCKED;
-			case STEP_UNCLEAR:
-				return UNCLEAR;
 			case STEP_SHORT:
 				if (IsolationUsesXactSnapshot() ||
 					!judge(attempt->nspid, demand, attempt->shortage_code))
@@ -1309,7 +1327,7 @@ try_in_order(void *arg)
 static bool
 holds_all_rows(Oid nspid, TaDemand *demand)
 {
-	TaDemand now = *demand;
+	TaDemand now = same_demand(demand);
 	Finder	 finder;
 
 	find_rows(nspid, &now, true, &finder);
@@ -1325,9 +1343,55 @@ holds_all_rows(Oid nspid, TaDemand *demand)
 }
 
 /*
+ * Finds an expired reservation of the demand's rows, which are held and swept:
+ * one that somebody else has locked.  Null where with the units of all such
+ * there would still be too little.
+ */
+static TaUuid
+expired_in_use(Oid nspid, TaDemand *demand)
+{
+	TaUuid		none = {.isnull = true};
+	TaDemand	hoped = same_demand(demand);
+	Finder		finder;
+	TimestampTz now = GetCurrentTimestamp();
+	pg_uuid_t  *ids = palloc(sizeof(pg_uuid_t) * Max(demand->nrows, 1));
+	Datum		values[2];
+
+	memset(&finder, 0, sizeof(Finder));
+	finder.nspid = nspid;
+	find_by_statement(&finder, &hoped, &find_committed, now);
+	list_rows(&hoped, &finder, true);
+	if (!serve_demand(&hoped))
+		return none;
+
+	for (int r = 0; r < demand->nrows; r++)
+		ids[r] = demand->rows[r].id;
+	values[0] = ta_uuid_array(ids, demand->nrows);
+	values[1] = TimestampTzGetDatum(now);
+	if (ta_execute(nspid, &find_expired_in_use, SPI_OK_SELECT, values, NULL) == 0)
+		return none;
+	return ta_spi_nullable_uuid(0, 1);
+}
+
+/* Waits for whoever has an expired reservation, and gives it back at once. */
+static bool
+wait_for_reservation(void *arg)
+{
+	Attempt *attempt = arg;
+	Datum	 id = UUIDPGetDatum(&attempt->in_use.value);
+
+	ta_execute(attempt->nspid, &lock_reservation, SPI_OK_SELECT, &id, NULL);
+	return false;
+}
+
+/*
  * Locks every row that there is, in the lock order; then what they have is all
  * there can be.  Serves the demand or raises the shortage; false where there
- * are rows that were made meanwhile.
+ * are rows that were made meanwhile, or expired units that somebody is taking
+ * may yet be had: in_use is then whom to wait for.
+ *
+ * Who wants a reservation's own stock back (the code is not TA002) may have
+ * others in his hands and must not wait for one.
  */
 static bool
 try_all(void *arg)
@@ -1346,6 +1410,13 @@ try_all(void *arg)
 		return false;
 	while (!served && sweep_demand(attempt->nspid, demand))
 		served = serve_demand(demand);
+	if (!served && !IsolationUsesXactSnapshot() &&
+		attempt->shortage_code == TA_ERRCODE_INSUFFICIENT_STOCK)
+	{
+		attempt->in_use = expired_in_use(attempt->nspid, demand);
+		if (!attempt->in_use.isnull)
+			return false;
+	}
 	if (!served)
 		raise_shortage(demand, attempt->shortage_code);
 	use_units(attempt->nspid, demand, attempt->use);
@@ -1388,6 +1459,13 @@ ta_secure_demand(Oid nspid, TaDemand *demand, TaLine *lines, int nlines,
 		if (outcome == SERVED)
 			return;
 	}
-	while (!ta_in_savepoint(try_all, &attempt))
+	for (;;)
+	{
+		attempt.in_use.isnull = true;
+		if (ta_in_savepoint(try_all, &attempt))
+			return;
 		CHECK_FOR_INTERRUPTS();
+		if (!attempt.in_use.isnull)
+			(void) ta_in_savepoint(wait_for_reservation, &attempt);
+	}
 }
