@@ -412,6 +412,17 @@ row_of_stripe(StripeRow *rows, int count, int stripe)
 	return bsearch(&key, rows, count, sizeof(StripeRow), compare_stripes);
 }
 
+/* A policy or a trigger keeps rows from us: half a move must not be made. */
+static void
+pg_attribute_noreturn()
+	raise_rows_withheld(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("stock rows cannot be read or written"),
+			 errhint("Look for row security and triggers on the table inventory_stock.")));
+}
+
 /*
  * Spreads the units of a stock that are not reserved evenly over stripes 0 to
  * n - 1, making those that are missing.  held are the rows that the caller has
@@ -455,6 +466,9 @@ spread(Oid nspid, const Stock *stock, int n, StripeRow *held, int nheld, StripeR
 	}
 	qsort(rows, nrows, sizeof(StripeRow), compare_stripes);
 
+	if (nsharing == 0)
+		raise_rows_withheld();
+
 	/* the same for everybody, and one more for the first */
 	left = units % nsharing;
 	for (int i = 0; i < nrows; i++)
@@ -483,7 +497,8 @@ spread(Oid nspid, const Stock *stock, int n, StripeRow *held, int nheld, StripeR
 		stock_values(stock, values, nulls);
 		values[3] = ta_int4_array(stripes, nmade);
 		values[4] = ta_int4_array(made_units, nmade);
-		ta_execute(nspid, &make_rows, SPI_OK_INSERT_RETURNING, values, nulls);
+		if (ta_execute(nspid, &make_rows, SPI_OK_INSERT_RETURNING, values, nulls) != (uint64) nmade)
+			raise_rows_withheld();
 		for (uint64 r = 0; r < SPI_processed; r++)
 		{
 			StripeRow *row = row_of_stripe(rows, nrows, ta_spi_int4(r, 1));
@@ -496,7 +511,8 @@ spread(Oid nspid, const Stock *stock, int n, StripeRow *held, int nheld, StripeR
 	{
 		values[0] = ta_uuid_array(ids, nchanged);
 		values[1] = ta_int4_array(changes, nchanged);
-		ta_execute(nspid, &change_rows, SPI_OK_UPDATE, values, NULL);
+		if (ta_execute(nspid, &change_rows, SPI_OK_UPDATE, values, NULL) != (uint64) nchanged)
+			raise_rows_withheld();
 	}
 	posting.note = n > 1 ? "spread over stripes" : "stripes folded";
 	for (int i = 0; i < nrows; i++)
