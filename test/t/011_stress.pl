@@ -1,5 +1,5 @@
 # Everything at once, over few SKUs: reserving, releasing, ordering, paying,
-# shipping, cancelling, returning, moving and expiring.
+# shipping, cancelling, returning, moving, expiring, spreading and folding.
 #
 # No client may see an error that is not the honest answer to what it asked, no
 # two may deadlock, and afterwards every unit must be accounted for.
@@ -29,6 +29,11 @@ $node->safe_psql(
 		SELECT 'SKU-' || n, 'Product ' || n, 'product-' || n, n, true FROM generate_series(1, 6) AS n;
 	INSERT INTO shop.warehouses (code, name) VALUES ('north', 'North');
 	SELECT shop.receive_stock('SKU-' || n, 40, w) FROM generate_series(1, 6) AS n, unnest('{main,north}'::text[]) AS w;
+	SELECT shop.stripe_stock('SKU-' || n, w, 8) FROM generate_series(1, 3) AS n, unnest('{main,north}'::text[]) AS w;
+
+	-- all of it may fold, as if it had been spread by itself
+	CREATE FUNCTION by_itself() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.automatic := true; RETURN NEW; END $$;
+	CREATE TRIGGER by_itself BEFORE INSERT OR UPDATE ON shop.stock_stripes FOR EACH ROW EXECUTE FUNCTION by_itself();
 
 	CREATE UNLOGGED TABLE outcomes (operation text, code text);
 
@@ -60,7 +65,7 @@ $node->safe_psql(
 			'reserve', 'reserve', 'release', 'extend', 'sell', 'expire', 'place', 'place', 'place', 'place',
 			'process_payment', 'process_payment', 'process_payment', 'payment_success', 'payment_failed',
 			'start_fulfillment', 'dispatch', 'deliver', 'complete', 'cancel', 'return', 'return_lines',
-			'hurry', 'hurry', 'bulk', 'transfer', 'receive', 'adjust'];
+			'hurry', 'hurry', 'bulk', 'transfer', 'receive', 'adjust', 'stripe', 'fold'];
 		operation text := operations[1 + floor(random() * cardinality(operations))::int];
 		code text := 'done';
 		buyer uuid;
@@ -99,6 +104,8 @@ $node->safe_psql(
 				END IF;
 			WHEN 'receive' THEN PERFORM shop.receive_stock(any_sku(), 1 + floor(random() * 30)::int, coalesce(any_warehouse(), 'main'));
 			WHEN 'adjust' THEN PERFORM shop.adjust_stock(any_sku(), -1, coalesce(any_warehouse(), 'main'), 'damage');
+			WHEN 'stripe' THEN PERFORM shop.stripe_stock(any_sku(), coalesce(any_warehouse(), 'main'), 1 + floor(random() * 6)::int);
+			WHEN 'fold' THEN PERFORM techally.fold_cooled_stock('shop', '-1 second');
 			ELSE PERFORM shop.transition_order(o, operation) FROM any_order(operation) AS o WHERE o IS NOT NULL;
 			END CASE;
 		EXCEPTION
