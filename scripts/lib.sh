@@ -124,6 +124,7 @@ ta_need() {
 	command -v make >/dev/null || packages+=" make"
 	command -v gcc >/dev/null || command -v cc >/dev/null || packages+=" gcc"
 	[ -e /usr/include/stdio.h ] || packages+=" libc6-dev"
+	[ -e /usr/include/zlib.h ] || packages+=" zlib1g-dev"
 	for feature; do
 		[ "$feature" = tests ] || continue
 		command -v prove >/dev/null || packages+=" perl"

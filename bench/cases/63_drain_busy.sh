@@ -33,7 +33,7 @@ case_before_round() {
 case_round() {
 	local moved=1 total=0 log=$work/busy clients_of status=0
 	if [ "$1" = promised ]; then
-		sql -c "SELECT sum(setting::int) FROM pg_settings WHERE name IN ('techally.maintenance_lock_timeout', 'techally.maintenance_hold_limit')"
+		sql -c "LOAD 'techally'" -c "SELECT sum(setting::int) FROM pg_settings WHERE name IN ('techally.maintenance_lock_timeout', 'techally.maintenance_hold_limit')"
 		return
 	fi
 	rm -f "$log".*

@@ -107,6 +107,10 @@ BEGIN
     END IF;
     parent := format('%I.%I', this.nspname, this.relname);
 
+    -- a function in C, before a setting of the library is asked for
+    old_name := techally.free_table_name(this.nspname, this.relname, 'default');
+    old := format('%I.%I', this.nspname, old_name);
+
     BEGIN
         PERFORM set_config('lock_timeout', current_setting('techally.maintenance_lock_timeout'), true);
         EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', parent);
@@ -121,8 +125,6 @@ BEGIN
             HINT = 'techally.partition_obstacles lists the reasons.';
     END IF;
 
-    old_name := techally.free_table_name(this.nspname, this.relname, 'default');
-    old := format('%I.%I', this.nspname, old_name);
 
     -- what the new table gets, in the words of the catalogs, which name it by
     -- the name that it will have
