@@ -5,6 +5,7 @@
 use strict;
 use warnings;
 
+use IPC::Run;
 use Test::More;
 
 BEGIN
@@ -70,11 +71,12 @@ is($node->safe_psql('restored', $differences), '0|t', 'as if every product were 
 
 # a crash in a bulk load: its products are not there, and are not found
 my $before = $node->safe_psql('postgres', $answers);
-my $load = $node->background_psql('postgres');
-$load->query_safe('BEGIN');
-$load->query_safe('SELECT public.load(4000, 9000)');
+my ($said, $heard) = ("BEGIN; SELECT public.load(4000, 9000);\n\\echo loaded\n", '');
+my $load = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres') ],
+	'<', \$said, '>', \$heard, '2>', '/dev/null', IPC::Run::timeout(120));
+$load->pump until $heard =~ /loaded/;
 $node->stop('immediate');
-eval { $load->quit };
+$load->kill_kill;
 $node->start;
 is($node->safe_psql('postgres', $answers), $before, 'nothing of a load that crashed is found');
 $node->safe_psql('postgres', 'SELECT public.load(4000, 6000)');
