@@ -269,12 +269,18 @@ add_property(TaDrafts *drafts, char kind, const char *name, int name_length,
 	pfree(term);
 }
 
-/* An attribute that says what a thing is: product_type, kind. */
+/* An attribute that says what a thing is: type, kind, product_type, t_type. */
 static bool
 names_a_kind(const char *name, int length)
 {
-	return (length >= 4 && pg_strncasecmp(name + length - 4, "type", 4) == 0) ||
-		   (length >= 4 && pg_strncasecmp(name + length - 4, "kind", 4) == 0);
+	if (length >= 12 && pg_strncasecmp(name + length - 12, "product_type", 12) == 0)
+		return true;
+	if (length == 6 && name[1] == '_')
+	{
+		name += 2;
+		length -= 2;
+	}
+	return length == 4 && (pg_strncasecmp(name, "type", 4) == 0 || pg_strncasecmp(name, "kind", 4) == 0);
 }
 
 static void
