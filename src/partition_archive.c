@@ -241,6 +241,8 @@ check_directory(void)
 				 errhint("A superuser sets techally.archive_directory to a directory that the server can write to.")));
 }
 
+#ifdef TA_HAVE_ZLIB
+
 static void
 pin_formats(void)
 {
@@ -270,6 +272,16 @@ column_list(Oid relid)
 	return list.data;
 }
 
+static char *
+archive_path(const char *file, const char *ending)
+{
+	if (strchr(file, '/') != NULL)
+		elog(ERROR, "archive file name \"%s\" is not sound", file);
+	return psprintf("%s/%s%s", archive_directory, file, ending);
+}
+
+#endif
+
 /*
  * ta_archive_file_name
  *		A new name in the archives' directory, without an ending: the table's,
@@ -287,14 +299,6 @@ ta_archive_file_name(const char *qualified)
 		appendStringInfoChar(&name, strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.", *c) != NULL ? *c : '-');
 	appendStringInfo(&name, ".%u." INT64_FORMAT, MyDatabaseId, now);
 	return name.data;
-}
-
-static char *
-archive_path(const char *file, const char *ending)
-{
-	if (strchr(file, '/') != NULL)
-		elog(ERROR, "archive file name \"%s\" is not sound", file);
-	return psprintf("%s/%s%s", archive_directory, file, ending);
 }
 
 /*
