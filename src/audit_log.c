@@ -1126,6 +1126,8 @@ ta_audit_write(TaAuditWriter *writer, const char *action, StringInfo row_key, St
 		/* a metadata of its own makes a statement of its own */
 		if (metadata != NULL)
 			set_value(writer, LOG_METADATA, PointerGetDatum(metadata->data));
+		if (!writer->nulls[LOG_ACTION])
+			pfree(DatumGetPointer(writer->values[LOG_ACTION]));
 		set_value(writer, LOG_ACTION, CStringGetTextDatum(action));
 		writer->action = metadata != NULL ? NULL : action;
 		writer->nulls[LOG_CONTEXT_SALT] = true;
