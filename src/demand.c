@@ -416,23 +416,24 @@ find_directly(Finder *finder, TaDemand *demand, bool whole)
 			reader = &finder->by_product;
 			key = UUIDPGetDatum(&group->product_id);
 			if (*reader == NULL)
-				*reader = ta_reader_open_by(&by_product, relid, true, product_columns, STOCK_COLUMNS);
+				*reader = ta_reader_open_beside(finder->warehouses, &by_product, relid, true,
+												product_columns, STOCK_COLUMNS);
 		}
 		else if (group->variant_id.isnull)
 		{
 			reader = &finder->by_product_and_stripe;
 			key = UUIDPGetDatum(&group->product_id);
 			if (*reader == NULL)
-				*reader = ta_reader_open_by(&by_product_and_stripe, relid, true,
-											product_stripe_columns, STOCK_COLUMNS);
+				*reader = ta_reader_open_beside(finder->warehouses, &by_product_and_stripe, relid, true,
+												product_stripe_columns, STOCK_COLUMNS);
 		}
 		else
 		{
 			reader = &finder->by_variant_and_stripe;
 			key = UUIDPGetDatum(&group->variant_id.value);
 			if (*reader == NULL)
-				*reader = ta_reader_open_by(&by_variant_and_stripe, relid, true,
-											variant_stripe_columns, STOCK_COLUMNS);
+				*reader = ta_reader_open_beside(finder->warehouses, &by_variant_and_stripe, relid, true,
+												variant_stripe_columns, STOCK_COLUMNS);
 		}
 		if (*reader == NULL)
 			return false;
@@ -966,6 +967,32 @@ typedef enum Step
 	STEP_SHORT
 } Step;
 
+/*
+ * Whether a row that serves is all that its warehouse has, and rows of its SKU
+ * had to be waited for.  The first of them in the lock order is where the
+ * queue forms, whichever serves.
+ */
+static bool
+is_queue(const TaDemand *demand, const TaStockRow *row)
+{
+	bool waited = false;
+
+	if (row->stripe != 0)
+		return false;
+	for (int r = 0; r < demand->nrows; r++)
+	{
+		const TaStockRow *other = &demand->rows[r];
+
+		if (other->group != row->group)
+			continue;
+		waited |= other->waited;
+		if (other->stripe > 0 && other->available > 0 &&
+			ta_compare_uuids(&other->warehouse_id, &row->warehouse_id) == 0)
+			return false;
+	}
+	return waited;
+}
+
 /* Takes the units from the rows, which are held. */
 static void
 use_units(Oid nspid, TaDemand *demand, TaUse use)
@@ -992,7 +1019,7 @@ use_units(Oid nspid, TaDemand *demand, TaUse use)
 	pfree(changes);
 
 	for (int r = 0; r < demand->nrows; r++)
-		if (demand->rows[r].waited && demand->rows[r].stripe == 0)
+		if (demand->rows[r].taken > 0 && is_queue(demand, &demand->rows[r]))
 			ta_stripes_spread_if_hot(nspid, &demand->groups[demand->rows[r].group], &demand->rows[r]);
 }
 

@@ -89,8 +89,8 @@ static bool auto_stripe = true;
 static int	hot_stripes = 64;
 
 /*
- * Waits by stock row, counted by all backends where the library is preloaded:
- * the second in the high half and the number in the low.  Rows that share a slot
+ * Waits by SKU, counted by all backends where the library is preloaded:
+ * the second in the high half and the number in the low.  SKUs that share a slot
  * may be spread a little early, which harms nobody.
  */
 static pg_atomic_uint64 *shared_waits = NULL;
@@ -286,13 +286,14 @@ ta_stripes_own(int nstripes)
  */
 
 static pg_atomic_uint64 *
-shared_slot(const pg_uuid_t *stock_id)
+shared_slot(const TaDemandGroup *group)
 {
-	uint32 hash;
+	const pg_uuid_t *sku = group->variant_id.isnull ? &group->product_id : &group->variant_id.value;
+	uint32			 hash;
 
 	if (shared_waits == NULL)
 		return NULL;
-	memcpy(&hash, stock_id->data, sizeof(hash));
+	memcpy(&hash, sku->data, sizeof(hash));
 	return &shared_waits[(hash ^ MyDatabaseId) % SHARED_SLOTS];
 }
 
@@ -318,7 +319,7 @@ ta_stripes_contended(Oid nspid, const TaDemandGroup *group, const TaStockRow *ro
 	}
 	hint->waits++;
 
-	slot = shared_slot(&row->id);
+	slot = shared_slot(group);
 	if (slot != NULL)
 	{
 		uint64 second = (uint64) (now / USECS_PER_SEC) << 32;
@@ -330,12 +331,12 @@ ta_stripes_contended(Oid nspid, const TaDemandGroup *group, const TaStockRow *ro
 	}
 }
 
-/* Whether a row is waited for so much that its stock should be spread. */
+/* Whether a SKU is waited for so much that its stock should be spread. */
 static bool
-is_hot(Oid nspid, const TaDemandGroup *group, const TaStockRow *row)
+is_hot(Oid nspid, const TaDemandGroup *group)
 {
 	Hint			 *hint = find_hint(nspid, group, false);
-	pg_atomic_uint64 *slot = shared_slot(&row->id);
+	pg_atomic_uint64 *slot = shared_slot(group);
 
 	if (hint != NULL && hint->waits >= HOT_WAITS)
 		return true;
@@ -560,7 +561,7 @@ spread_free(Oid nspid, const Stock *stock, int n)
  *		Spreads the stock of a row, stripe 0, that is asked for by so many that
  *		they wait for each other.
  *
- * Inside a frame; the caller holds the row and has waited for it.  Does nothing
+ * Inside a frame; the caller holds the row, and has waited for one of its SKU.  Does nothing
  * where techally.auto_stripe is off, the stock is small or spread already, or
  * the isolation level is above READ COMMITTED, where rows that others have made
  * cannot be seen.
@@ -571,8 +572,8 @@ ta_stripes_spread_if_hot(Oid nspid, const TaDemandGroup *group, const TaStockRow
 	Stock stock;
 	int	  n = Min(hot_stripes, (row->available - row->taken) / MIN_UNITS);
 
-	if (!auto_stripe || n < MIN_STRIPES || group->nstripes > 1 || IsolationUsesXactSnapshot() ||
-		!is_hot(nspid, group, row) || !can_spread(nspid))
+	if (!auto_stripe || n < MIN_STRIPES || IsolationUsesXactSnapshot() ||
+		!is_hot(nspid, group) || !can_spread(nspid))
 		return;
 	stock.product_id = group->product_id;
 	stock.variant_id = group->variant_id;

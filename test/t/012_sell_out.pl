@@ -41,6 +41,12 @@ $node->safe_psql(
 		VALUES ('ann\@example.org', 'x', 'Ann', 'Smith');
 	INSERT INTO shop.products (sku, name, slug, price, is_published)
 		SELECT sku, sku, lower(sku), 1, true FROM unnest(ARRAY['SALE', 'SIDE']) sku;
+	-- another warehouse, which has none, comes first in the lock order
+	INSERT INTO shop.warehouses (code, name, priority) VALUES ('north', 'North', 900);
+	INSERT INTO shop.inventory_stock (id, product_id, warehouse_id)
+		SELECT CASE w.code WHEN 'north' THEN '10000000-0000-4000-8000-000000000000'
+			ELSE 'f0000000-0000-4000-8000-000000000000' END::uuid, p.id, w.id
+		  FROM shop.products p, shop.warehouses w WHERE p.sku = 'SALE';
 	SELECT shop.receive_stock('SALE', $units), shop.receive_stock('SIDE', $units);
 	CREATE TABLE acknowledged (key text);
 });
@@ -122,11 +128,12 @@ sub check
 	return;
 }
 
-# single backends are lost, then the server
+# single backends are lost, then the server, before too much is sold
 start_client() for 1 .. $clients;
 for my $n (1 .. $terminations)
 {
-	usleep(20_000 + rand(60_000));
+	usleep(5_000 + rand(40_000));
+	last if $node->safe_psql('postgres', q{SELECT shop.available('SALE')}) < $units * 2 / 3;
 	$node->safe_psql('postgres', q{SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 		WHERE application_name = 'seller' AND state = 'active' ORDER BY random() LIMIT 1});
 	foreach my $client (grep { !$_->{ended} } @running)
@@ -157,7 +164,7 @@ check('sold out');
 is($node->safe_psql('postgres', q{SELECT shop.available('SALE')}), '0', 'exactly everything is sold');
 is(scalar(grep { $_->{error} =~ /TA002: insufficient stock/ } @running), $clients, 'everybody was told at the end');
 is(join('', grep { /ERROR:/ && !/TA002/ } map { split /^/, $_->{error} } @running), '', 'and got no other error');
-is($node->safe_psql('postgres', q{SELECT stripes > 1, automatic FROM techally.hot_stock WHERE sku = 'SALE'}), 't|t',
+is($node->safe_psql('postgres', q{SELECT warehouse, stripes > 1, automatic FROM techally.hot_stock WHERE sku = 'SALE'}), 'main|t|t',
 	'the stock was spread by itself');
 
 # the log says when the first was told, the server when the last unit was committed
