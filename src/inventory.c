@@ -317,14 +317,22 @@ unfit(const char *condition, TaPurpose purpose)
 	return purpose == TA_FOR_SALE;
 }
 
-/* The tables that a SKU is resolved with. */
+/* The tables that a SKU is resolved with: opened when they are needed. */
+typedef enum SkuTable
+{
+	SKUS,
+	PRODUCTS,
+	VARIANTS,
+	VARIANTS_OF,
+	WAREHOUSES_BY_CODE,
+	NSKU_TABLES
+} SkuTable;
+
 typedef struct SkuReaders
 {
-	TaRowReader *skus;
-	TaRowReader *products;
-	TaRowReader *variants;
-	TaRowReader *variants_of;
-	TaRowReader *warehouses; /* by code */
+	Oid			 nspid;
+	TaRowReader *readers[NSKU_TABLES];
+	bool		 refused; /* a table does not allow it */
 } SkuReaders;
 
 static void
@@ -341,18 +349,53 @@ open_reader(Oid nspid, const char *table, bool for_update, const TaColumn *colum
 	return ta_reader_open(get_relname_relid(table, nspid), for_update, columns, ncolumns);
 }
 
+/*
+ * Finds the first row of a key in one of the tables, all under one snapshot.
+ * False: there is none, or the table cannot be read so.
+ */
+static bool
+find_sku_row(SkuReaders *readers, SkuTable table, Datum key, Datum *values, bool *nulls)
+{
+	static const struct
+	{
+		const char	   *name;
+		const TaColumn *columns;
+		int				ncolumns;
+	} tables[] = {
+		[SKUS] = {"skus", sku_columns, lengthof(sku_columns)},
+		[PRODUCTS] = {"products", product_columns, lengthof(product_columns)},
+		[VARIANTS] = {"product_variants", variant_columns, lengthof(variant_columns)},
+		[VARIANTS_OF] = {"product_variants", product_variant_columns, lengthof(product_variant_columns)},
+		[WAREHOUSES_BY_CODE] = {"warehouses", warehouse_code_columns, lengthof(warehouse_code_columns)}};
+	TaRowReader **reader = &readers->readers[table];
+
+	if (*reader == NULL && !readers->refused)
+	{
+		Oid relid = get_relname_relid(tables[table].name, readers->nspid);
+
+		*reader = readers->readers[SKUS] == NULL
+					  ? ta_reader_open(relid, false, tables[table].columns, tables[table].ncolumns)
+					  : ta_reader_open_beside(readers->readers[SKUS], NULL, relid, false,
+											  tables[table].columns, tables[table].ncolumns);
+		readers->refused = *reader == NULL;
+	}
+	if (readers->refused)
+		return false;
+	ta_reader_find(*reader, key);
+	return ta_reader_next(*reader, values, nulls, NULL);
+}
+
 /* Whether a product has variants that are not deleted. */
 static bool
-has_variants(TaRowReader *variants_of, Datum product_id)
+has_variants(SkuReaders *readers, Datum product_id)
 {
 	Datum values[2];
 	bool  nulls[2];
+	bool  found = find_sku_row(readers, VARIANTS_OF, product_id, values, nulls);
 
-	ta_reader_find(variants_of, product_id);
-	while (ta_reader_next(variants_of, values, nulls, NULL))
-		if (nulls[1])
-			return true;
-	return false;
+	while (found && !nulls[1])
+		found = ta_reader_next(readers->readers[VARIANTS_OF], values, nulls, NULL);
+	return found;
 }
 
 /*
@@ -367,18 +410,16 @@ resolve_line(SkuReaders *readers, TaLine *line)
 	bool		product_deleted;
 	bool		active;
 	bool		published;
-	const char *condition;
+	const char *condition = NULL;
 
-	ta_reader_find(readers->skus, CStringGetTextDatum(line->sku));
-	if (!ta_reader_next(readers->skus, values, nulls, NULL))
+	if (!find_sku_row(readers, SKUS, CStringGetTextDatum(line->sku), values, nulls))
 		return "unknown";
 	line->product_id = *DatumGetUUIDP(values[1]);
 	line->variant_id.isnull = nulls[2];
 	if (!nulls[2])
 		line->variant_id.value = *DatumGetUUIDP(values[2]);
 
-	ta_reader_find(readers->products, UUIDPGetDatum(&line->product_id));
-	if (!ta_reader_next(readers->products, values, nulls, NULL))
+	if (!find_sku_row(readers, PRODUCTS, UUIDPGetDatum(&line->product_id), values, nulls))
 		return "unknown";
 	line->name = TextDatumGetCString(values[1]);
 	line->price = PointerGetDatum(PG_DETOAST_DATUM_COPY(values[2]));
@@ -387,74 +428,55 @@ resolve_line(SkuReaders *readers, TaLine *line)
 	published = DatumGetBool(values[5]);
 
 	if (line->variant_id.isnull)
-		condition = product_deleted ? "deleted" : has_variants(readers->variants_of, UUIDPGetDatum(&line->product_id)) ? "has variants"
-																													   : NULL;
+	{
+		if (product_deleted)
+			condition = "deleted";
+		else if (has_variants(readers, UUIDPGetDatum(&line->product_id)))
+			condition = "has variants";
+	}
 	else
 	{
 		char *name;
 
-		ta_reader_find(readers->variants, UUIDPGetDatum(&line->variant_id.value));
-		if (!ta_reader_next(readers->variants, values, nulls, NULL))
+		if (!find_sku_row(readers, VARIANTS, UUIDPGetDatum(&line->variant_id.value), values, nulls))
 			return "unknown";
 		name = psprintf("%s, %s", line->name, TextDatumGetCString(values[1]));
 		line->name = pnstrdup(name, pg_mbcharcliplen(name, strlen(name), MAX_NAME_LENGTH));
 		if (!nulls[2])
 			line->price = PointerGetDatum(PG_DETOAST_DATUM_COPY(values[2]));
-		condition = product_deleted || !nulls[3] ? "deleted" : NULL;
+		if (product_deleted || !nulls[3])
+			condition = "deleted";
 		active = active && DatumGetBool(values[4]);
 	}
 	if (condition != NULL)
 		return condition;
-	return !active ? "inactive" : !published ? "not published"
-											 : NULL;
+	if (!active)
+		return "inactive";
+	return published ? NULL : "not published";
 }
 
 /* Resolves all lines by index; false where a table does not allow it. */
 static bool
 resolve_directly(Oid nspid, TaLine *lines, int nlines, const char **conditions)
 {
-	SkuReaders	  readers = {0};
-	TaRowReader **all[] = {&readers.skus, &readers.products, &readers.variants,
-						   &readers.variants_of, &readers.warehouses};
-	TaRowReader	 *opened[lengthof(all)];
-	bool		  allowed;
+	SkuReaders readers = {.nspid = nspid};
 
-	readers.skus = open_reader(nspid, "skus", false, sku_columns, lengthof(sku_columns));
-	readers.products = open_reader(nspid, "products", false, product_columns, lengthof(product_columns));
-	readers.variants = open_reader(nspid, "product_variants", false, variant_columns, lengthof(variant_columns));
-	readers.variants_of = open_reader(nspid, "product_variants", false,
-									  product_variant_columns, lengthof(product_variant_columns));
-	readers.warehouses = open_reader(nspid, "warehouses", false,
-									 warehouse_code_columns, lengthof(warehouse_code_columns));
-	allowed = true;
-	for (int i = 0; i < (int) lengthof(all); i++)
-	{
-		opened[i] = *all[i];
-		allowed = allowed && opened[i] != NULL;
-	}
-
-	for (int i = 0; i < nlines && allowed; i++)
+	for (int i = 0; i < nlines && !readers.refused; i++)
 	{
 		TaLine *line = &lines[i];
+		Datum	values[2];
+		bool	nulls[2];
 
 		CHECK_FOR_INTERRUPTS();
 		conditions[i] = resolve_line(&readers, line);
-		line->warehouse_id.isnull = true;
-		if (line->warehouse != NULL)
-		{
-			Datum values[2];
-			bool  nulls[2];
-
-			ta_reader_find(readers.warehouses, CStringGetTextDatum(line->warehouse));
-			if (ta_reader_next(readers.warehouses, values, nulls, NULL))
-			{
-				line->warehouse_id.isnull = false;
-				line->warehouse_id.value = *DatumGetUUIDP(values[1]);
-			}
-		}
+		line->warehouse_id.isnull =
+			line->warehouse == NULL ||
+			!find_sku_row(&readers, WAREHOUSES_BY_CODE, CStringGetTextDatum(line->warehouse), values, nulls);
+		if (!line->warehouse_id.isnull)
+			line->warehouse_id.value = *DatumGetUUIDP(values[1]);
 	}
-	close_readers(opened, lengthof(opened));
-	return allowed;
+	close_readers(readers.readers, NSKU_TABLES);
+	return !readers.refused;
 }
 
 /* Resolves all lines by one statement. */

@@ -231,7 +231,7 @@ build_lookup(Lookup *lookup, Relation rel, const TaReaderKey *key,
 }
 
 static TaRowReader *
-open_reader(const TaReaderKey *by, Oid relid, bool for_update, bool dirty,
+open_reader(const TaReaderKey *by, TaRowReader *sibling, Oid relid, bool for_update, bool dirty,
 			const TaColumn *columns, int ncolumns)
 {
 	LookupKey	 key;
@@ -274,12 +274,15 @@ open_reader(const TaReaderKey *by, Oid relid, bool for_update, bool dirty,
 		reader->second_equality = equality_of(columns[1].type);
 	}
 	reader->index = index_open(lookup->index, AccessShareLock);
-	CommandCounterIncrement(); /* see what the command that called us has written */
+	if (sibling == NULL)
+		CommandCounterIncrement(); /* see what the command that called us has written */
 	if (dirty)
 	{
 		InitDirtySnapshot(reader->dirty);
 		reader->snapshot = &reader->dirty;
 	}
+	else if (sibling != NULL)
+		reader->snapshot = RegisterSnapshot(sibling->snapshot);
 	else
 		reader->snapshot = RegisterSnapshot(GetTransactionSnapshot());
 	reader->slot = MakeSingleTupleTableSlot(RelationGetDescr(rel), table_slot_callbacks(rel));
@@ -310,7 +313,21 @@ TaRowReader *
 ta_reader_open_by(const TaReaderKey *by, Oid relid, bool for_update,
 				  const TaColumn *columns, int ncolumns)
 {
-	return open_reader(by, relid, for_update, false, columns, ncolumns);
+	return open_reader(by, NULL, relid, for_update, false, columns, ncolumns);
+}
+
+/*
+ * ta_reader_open_beside
+ *		The same under the snapshot of another reader: what the two find fits
+ *		together.
+ */
+TaRowReader *
+ta_reader_open_beside(TaRowReader *sibling, const TaReaderKey *by, Oid relid, bool for_update,
+					  const TaColumn *columns, int ncolumns)
+{
+	static const TaReaderKey first = {1, NULL};
+
+	return open_reader(by != NULL ? by : &first, sibling, relid, for_update, false, columns, ncolumns);
 }
 
 /*
@@ -325,7 +342,7 @@ ta_reader_open_dirty(Oid relid, const TaColumn *columns, int ncolumns)
 {
 	static const TaReaderKey first = {1, NULL};
 
-	return open_reader(&first, relid, false, true, columns, ncolumns);
+	return open_reader(&first, NULL, relid, false, true, columns, ncolumns);
 }
 
 /*

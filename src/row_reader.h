@@ -48,6 +48,8 @@ extern bool			 ta_reader_next(TaRowReader *reader, Datum *values, bool *nulls, I
 extern bool			 ta_reader_lock(TaRowReader *reader, ItemPointer tid, Datum *values, bool *nulls);
 extern TaLockResult	 ta_reader_try_lock(TaRowReader *reader, ItemPointer tid, bool newest,
 										Datum *values, bool *nulls);
+extern TaRowReader	*ta_reader_open_beside(TaRowReader *sibling, const TaReaderKey *key, Oid relid,
+										   bool for_update, const TaColumn *columns, int ncolumns);
 extern TaRowReader	*ta_reader_open_dirty(Oid relid, const TaColumn *columns, int ncolumns);
 extern TransactionId ta_reader_writer(TaRowReader *reader);
 extern void			 ta_reader_close(TaRowReader *reader);
