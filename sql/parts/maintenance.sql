@@ -246,12 +246,14 @@ COMMENT ON FUNCTION techally.stripes_step(text, text) IS 'Step of the task strip
 CREATE FUNCTION techally.search_items()
 RETURNS TABLE (item text, owner oid)
 LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
 AS 'SELECT i.item, i.owner FROM techally.store_items() i';
 REVOKE ALL ON FUNCTION techally.search_items() FROM PUBLIC;
 COMMENT ON FUNCTION techally.search_items() IS 'Items of the task search: stores';
 
 CREATE FUNCTION techally.search_step(item text, cursor text, OUT done bigint, OUT next text)
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $function$
 DECLARE
     changed boolean;

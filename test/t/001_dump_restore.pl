@@ -155,7 +155,7 @@ $node->safe_psql(
 	'source', q{
 	CREATE ROLE reporting;
 	ALTER TABLE shop.products ADD COLUMN colour text DEFAULT 'red';
-	ALTER TABLE shop.products DROP COLUMN short_description;
+	ALTER TABLE shop.products DROP COLUMN barcode;
 	UPDATE shop.products SET colour = 'blue' WHERE sku = 'MUG';
 	CREATE INDEX own_products_colour ON shop.products (colour) WHERE deleted_at IS NULL;
 	ALTER TABLE shop.users ADD CONSTRAINT own_users_name CHECK (first_name <> '');
@@ -256,7 +256,7 @@ works('later', 'shop', @walk);
 # Its data alone, into a store that is there: as a superuser, without triggers
 #
 create_database('data', 'CREATE EXTENSION techally', q{SELECT techally.create_store('shop')}, q{
-	ALTER TABLE shop.products ADD COLUMN colour text DEFAULT 'red', DROP COLUMN short_description;
+	ALTER TABLE shop.products ADD COLUMN colour text DEFAULT 'red', DROP COLUMN barcode;
 	CREATE TABLE shop.own_notes (order_id uuid REFERENCES shop.orders (id), note text)},
 	q{DO $$ BEGIN EXECUTE (SELECT 'TRUNCATE ' || string_agg(oid::regclass::text, ', ') FROM pg_class WHERE relnamespace = 'shop'::regnamespace AND relkind IN ('r', 'p')); END $$});
 run_ok('dump of the data', 'pg_dump', '--data-only', '--disable-triggers', '-n', 'shop', '-f', "$dir/data.sql", 'source');

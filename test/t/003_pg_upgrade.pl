@@ -26,7 +26,7 @@ $old->safe_psql(
 	INSERT INTO shop.users (email, password_hash, first_name, last_name) VALUES ('ann@example.com', 'x', 'Ann', 'Lee');
 	INSERT INTO shop.products (sku, name, slug, price, is_published) VALUES ('MUG', 'Mug', 'mug', 8, true);
 	SELECT shop.receive_stock('MUG', 10);
-	ALTER TABLE shop.products ADD COLUMN colour text DEFAULT 'red', DROP COLUMN short_description;
+	ALTER TABLE shop.products ADD COLUMN colour text DEFAULT 'red', DROP COLUMN barcode;
 });
 my $place = q{SELECT (shop.place_order((SELECT id FROM shop.users), '[{"sku": "MUG", "quantity": 1}]')).status};
 $old->safe_psql('postgres', $place);
