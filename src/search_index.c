@@ -918,23 +918,57 @@ ta_search_group_changed(PG_FUNCTION_ARGS)
 	return PointerGetDatum(NULL);
 }
 
+/* Whether something in this session has a table open, which cannot be truncated then. */
+static bool
+is_in_use(Oid relid)
+{
+	Relation rel = table_open(relid, AccessShareLock);
+	bool	 result = rel->rd_refcnt > 1;
+
+	table_close(rel, AccessShareLock);
+	return result;
+}
+
 /*
  * search_truncated() returns trigger
  *		AFTER TRUNCATE on products, each statement: nothing is left to be found.
+ *
+ * Where the same TRUNCATE names one of the tables, or a cursor is open on one,
+ * their rows are deleted instead.
  */
 Datum
 ta_search_truncated(PG_FUNCTION_ARGS)
 {
+	static const char *const tables[] = {
+		"search_segments", "search_postings", "search_documents", "search_recent", "search_prices"};
 	static const TaStatement truncate = {
 		"TRUNCATE @store@.search_segments, @store@.search_postings, @store@.search_documents,"
 		" @store@.search_recent, @store@.search_prices",
 		0};
+	static const TaStatement empty = {
+		"WITH segments AS (DELETE FROM @store@.search_segments),"
+		" postings AS (DELETE FROM @store@.search_postings),"
+		" documents AS (DELETE FROM @store@.search_documents),"
+		" recent AS (DELETE FROM @store@.search_recent)"
+		" DELETE FROM @store@.search_prices",
+		0};
 	TriggerData *trigdata = ta_trigger_data(fcinfo, "search_truncated",
 											TA_TRIGGER_STATEMENT | TA_TRIGGER_AFTER | TA_TRIGGER_TRUNCATE);
+	Oid			 nspid = RelationGetNamespace(trigdata->tg_relation);
+	bool		 in_use = false;
 	TaFrame		 frame;
 
+	for (size_t i = 0; i < lengthof(tables); i++)
+	{
+		Oid relid = get_relname_relid(tables[i], nspid);
+
+		in_use |= OidIsValid(relid) && is_in_use(relid);
+	}
 	ta_frame_begin(&frame, search_owner(trigdata->tg_relation));
-	ta_execute(RelationGetNamespace(trigdata->tg_relation), &truncate, SPI_OK_UTILITY, NULL, NULL);
+	if (in_use)
+		ta_execute(nspid, &empty, SPI_OK_DELETE, NULL, NULL);
+	else
+		ta_execute(nspid, &truncate, SPI_OK_UTILITY, NULL, NULL);
 	ta_frame_end(&frame);
 	return PointerGetDatum(NULL);
 }

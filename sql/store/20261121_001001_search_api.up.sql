@@ -44,11 +44,14 @@ CREATE OR REPLACE TRIGGER techally_search_insert AFTER INSERT ON products
     FOR EACH STATEMENT EXECUTE FUNCTION techally.search_products_inserted();
 CREATE OR REPLACE TRIGGER techally_search_update AFTER UPDATE ON products
     FOR EACH ROW WHEN (
-        (OLD.id, OLD.sku, OLD.name, OLD.description, OLD.short_description, OLD.category_id, OLD.brand_id, OLD.tags,
-         OLD.attributes, OLD.is_active, OLD.is_published, OLD.deleted_at IS NULL, OLD.created_at, OLD.language)
-        IS DISTINCT FROM
-        (NEW.id, NEW.sku, NEW.name, NEW.description, NEW.short_description, NEW.category_id, NEW.brand_id, NEW.tags,
-         NEW.attributes, NEW.is_active, NEW.is_published, NEW.deleted_at IS NULL, NEW.created_at, NEW.language))
+        OLD.id IS DISTINCT FROM NEW.id OR OLD.sku IS DISTINCT FROM NEW.sku OR OLD.name IS DISTINCT FROM NEW.name
+        OR OLD.description IS DISTINCT FROM NEW.description
+        OR OLD.short_description IS DISTINCT FROM NEW.short_description
+        OR OLD.category_id IS DISTINCT FROM NEW.category_id OR OLD.brand_id IS DISTINCT FROM NEW.brand_id
+        OR OLD.tags IS DISTINCT FROM NEW.tags OR OLD.attributes IS DISTINCT FROM NEW.attributes
+        OR OLD.is_active IS DISTINCT FROM NEW.is_active OR OLD.is_published IS DISTINCT FROM NEW.is_published
+        OR (OLD.deleted_at IS NULL) IS DISTINCT FROM (NEW.deleted_at IS NULL)
+        OR OLD.created_at IS DISTINCT FROM NEW.created_at OR OLD.language IS DISTINCT FROM NEW.language)
     EXECUTE FUNCTION techally.search_product_changed();
 CREATE OR REPLACE TRIGGER techally_search_price AFTER UPDATE ON products
     FOR EACH ROW WHEN (OLD.price IS DISTINCT FROM NEW.price)
@@ -69,10 +72,11 @@ CREATE OR REPLACE TRIGGER techally_search_delete AFTER DELETE ON product_variant
     FOR EACH STATEMENT EXECUTE FUNCTION techally.search_variants_changed();
 
 CREATE OR REPLACE TRIGGER techally_search_update AFTER UPDATE ON brands
-    FOR EACH ROW WHEN ((OLD.name, OLD.deleted_at IS NULL) IS DISTINCT FROM (NEW.name, NEW.deleted_at IS NULL))
+    FOR EACH ROW WHEN (OLD.name IS DISTINCT FROM NEW.name OR (OLD.deleted_at IS NULL) IS DISTINCT FROM (NEW.deleted_at IS NULL))
     EXECUTE FUNCTION techally.search_group_changed();
 CREATE OR REPLACE TRIGGER techally_search_update AFTER UPDATE ON categories
-    FOR EACH ROW WHEN ((OLD.name, OLD.parent_id, OLD.deleted_at IS NULL) IS DISTINCT FROM (NEW.name, NEW.parent_id, NEW.deleted_at IS NULL))
+    FOR EACH ROW WHEN (OLD.name IS DISTINCT FROM NEW.name OR OLD.parent_id IS DISTINCT FROM NEW.parent_id
+        OR (OLD.deleted_at IS NULL) IS DISTINCT FROM (NEW.deleted_at IS NULL))
     EXECUTE FUNCTION techally.search_group_changed();
 
 -- products that were written while there was no trigger (adopt_store, and a

@@ -229,7 +229,9 @@ is($node->safe_psql('alone', 'SELECT * FROM techally.stores'), '', 'it is not re
 isnt($node->safe_psql('alone', q{SELECT * FROM techally.check_store('shop')}), '', 'and check_store says so');
 isnt($node->psql('alone', q{UPDATE shop.orders SET status = 'cancelled' WHERE status = 'processing'}), 0, 'no state changes unguarded');
 $node->safe_psql('alone', q{SELECT techally.adopt_store('shop')});
-same_dump(dump_text('alone', '-n', 'shop'), dump_text('source', '-n', 'shop'), 'adopted, it is the same');
+# but for what search derives, which is made anew: nothing kept it up before
+my @compared = ('-n', 'shop', '--exclude-table-data=shop.search_*');
+same_dump(dump_text('alone', @compared), dump_text('source', @compared), 'adopted, it is the same');
 is( $node->safe_psql('alone', 'SELECT store, machine, version, created_at FROM techally.stores'),
 	$node->safe_psql('source', q{SELECT store, machine, version, created_at FROM techally.stores WHERE store = 'shop'}),
 	'adopted, it is registered as it was');
@@ -249,7 +251,7 @@ create_database('later');
 run_ok('dump of a schema in custom format', 'pg_dump', '-Fc', '-n', 'shop', '-f', "$dir/shop.dump", 'source');
 IPC::Run::run([ 'pg_restore', '-d', 'later', "$dir/shop.dump" ], '2>', \$err);
 $node->safe_psql('later', q{CREATE EXTENSION techally; SELECT techally.adopt_store('shop')});
-same_dump(dump_text('later', '-n', 'shop'), dump_text('source', '-n', 'shop'), 'adopted, it is the same');
+same_dump(dump_text('later', @compared), dump_text('source', @compared), 'adopted, it is the same');
 works('later', 'shop', @walk);
 
 #
