@@ -7,7 +7,7 @@ case_target='last_percent>=0.2'
 
 case_prepare() {
 	make_shop shop
-	skus=10
+	skus=100
 	load_shop shop
 	hot_commit slow
 }
