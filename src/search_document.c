@@ -102,6 +102,7 @@ struct TaDrafts
 	int	  *slots; /* index into drafts plus one */
 	int	   weight;
 	int	   length;
+	bool   only_new; /* terms that are there already stay as they are */
 };
 
 static const TaStatement read_category = {
@@ -183,7 +184,8 @@ add_term(TaDrafts *drafts, const char *term, int length, int weight)
 		draft = &drafts->drafts[drafts->slots[at] - 1];
 		if (draft->hash == hash && draft->length == length && memcmp(draft->text, term, length) == 0)
 		{
-			draft->weight = Min(draft->weight + weight, WEIGHT_MAX);
+			if (!drafts->only_new)
+				draft->weight = Min(draft->weight + weight, WEIGHT_MAX);
 			return;
 		}
 		at = (at + 1) & (drafts->nslots - 1);
@@ -208,7 +210,7 @@ add_token(const TaToken *token, void *arg)
 	if (token->term_length == 0)
 		return;
 	add_term(drafts, token->term, token->term_length, drafts->weight);
-	if (!token->joined)
+	if (!token->joined && !drafts->only_new)
 		drafts->length++;
 }
 
@@ -413,38 +415,12 @@ ta_impact(int weight, int length, double average)
 	return Max(1, Min(impact, TA_IMPACT_MAX));
 }
 
-/*
- * ta_draft
- *		Makes a document of a row of TA_DOCUMENT_COLUMNS.  It holds until the
- *		next one is made.  Needs an open frame; leaves SPI_tuptable changed.
- */
-void
-ta_draft(TaDrafts *drafts, HeapTuple row, TupleDesc desc, TaDocument *document)
+/* All fields of a product. */
+static void
+add_fields(TaDrafts *drafts, Oid config, HeapTuple row, TupleDesc desc)
 {
-	MemoryContext caller;
-	bool		  isnull;
-	Datum		  value;
-	Oid			  config = drafts->config;
-
-	MemoryContextReset(drafts->context);
-	caller = MemoryContextSwitchTo(drafts->context);
-	drafts->ndrafts = drafts->nslots = drafts->length = 0;
-	drafts->drafts = NULL;
-	drafts->slots = NULL;
-	resize_slots(drafts);
-
-	value = heap_getattr(row, DOC_LANGUAGE, desc, &isnull);
-	if (!isnull)
-		config = ta_search_config(TextDatumGetCString(value));
-
-	document->id = *DatumGetUUIDP(heap_getattr(row, DOC_ID, desc, &isnull));
-	value = heap_getattr(row, DOC_PRICE, desc, &isnull);
-	document->price = isnull ? 0 : DatumGetInt64(value);
-	value = heap_getattr(row, DOC_CREATED, desc, &isnull);
-	document->created = 0;
-	if (!isnull && !TIMESTAMP_NOT_FINITE(DatumGetTimestampTz(value)))
-		document->created = (int32) Max(PG_INT32_MIN, Min(PG_INT32_MAX, DatumGetTimestampTz(value) / USECS_PER_SEC));
-	document->popularity = 0;
+	bool  isnull;
+	Datum value;
 
 	add_column(drafts, config, row, desc, DOC_NAME, WEIGHT_NAME);
 	add_column(drafts, config, row, desc, DOC_BRAND_NAME, WEIGHT_BRAND);
@@ -473,6 +449,50 @@ ta_draft(TaDrafts *drafts, HeapTuple row, TupleDesc desc, TaDocument *document)
 	value = heap_getattr(row, DOC_ATTRIBUTES, desc, &isnull);
 	if (!isnull)
 		add_attributes(drafts, config, DatumGetJsonbP(value));
+}
+
+/*
+ * ta_draft
+ *		Makes a document of a row of TA_DOCUMENT_COLUMNS.  It holds until the
+ *		next one is made.  Needs an open frame; leaves SPI_tuptable changed.
+ */
+void
+ta_draft(TaDrafts *drafts, HeapTuple row, TupleDesc desc, TaDocument *document)
+{
+	MemoryContext caller;
+	bool		  isnull;
+	Datum		  value;
+	Oid			  config = drafts->config;
+
+	MemoryContextReset(drafts->context);
+	caller = MemoryContextSwitchTo(drafts->context);
+	drafts->ndrafts = drafts->nslots = drafts->length = 0;
+	drafts->only_new = false;
+	drafts->drafts = NULL;
+	drafts->slots = NULL;
+	resize_slots(drafts);
+
+	value = heap_getattr(row, DOC_LANGUAGE, desc, &isnull);
+	if (!isnull)
+		config = ta_search_config(TextDatumGetCString(value));
+
+	document->id = *DatumGetUUIDP(heap_getattr(row, DOC_ID, desc, &isnull));
+	value = heap_getattr(row, DOC_PRICE, desc, &isnull);
+	document->price = isnull ? 0 : DatumGetInt64(value);
+	value = heap_getattr(row, DOC_CREATED, desc, &isnull);
+	document->created = 0;
+	if (!isnull && !TIMESTAMP_NOT_FINITE(DatumGetTimestampTz(value)))
+		document->created = (int32) Max(PG_INT32_MIN, Min(PG_INT32_MAX, DatumGetTimestampTz(value) / USECS_PER_SEC));
+	document->popularity = 0;
+
+	add_fields(drafts, config, row, desc);
+	if (config != drafts->config)
+	{
+		/* queries are written in the store's language: as it would have the words */
+		drafts->only_new = true;
+		add_fields(drafts, drafts->config, row, desc);
+		drafts->only_new = false;
+	}
 
 	document->nterms = drafts->ndrafts;
 	document->terms = palloc(sizeof(TaTerm) * Max(1, drafts->ndrafts));
