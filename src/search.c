@@ -239,7 +239,7 @@ ta_search_brute_force(PG_FUNCTION_ARGS)
 			for (int q = 0; q < ntexts; q++)
 			{
 				TaQuery *query = queries[q];
-				TaHit	 hit;
+				TaHit	 hit = {0};
 				uint32	 mask = 0;
 				int32	 score = 0;
 				Found	*found;
