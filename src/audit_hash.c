@@ -27,6 +27,7 @@
 #include "port/pg_bswap.h"
 #include "utils/uuid.h"
 
+#include "compat.h"
 #include "audit_hash.h"
 
 #define FORMAT_LABEL "techally audit 1"

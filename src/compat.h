@@ -21,6 +21,11 @@
 #error "techally needs PostgreSQL 14 or later"
 #endif
 
+/* the macros of variable-length values moved out of postgres.h */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
 /* renamed in 15; does the same job */
 #if PG_VERSION_NUM < 150000
 #define MarkGUCPrefixReserved(prefix) EmitWarningsOnPlaceholders(prefix)
