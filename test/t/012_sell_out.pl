@@ -130,12 +130,13 @@ sub check
 }
 
 # single backends are lost, then the server, before too much is sold
+my $lost = 0;
 start_client() for 1 .. $clients;
 for my $n (1 .. $terminations)
 {
 	usleep(5_000 + rand(40_000));
 	last if $node->safe_psql('postgres', q{SELECT shop.available('SALE')}) < $units * 2 / 3;
-	$node->safe_psql('postgres', q{SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+	$lost++ if 't' eq $node->safe_psql('postgres', q{SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 		WHERE application_name = 'seller' ORDER BY state = 'active' DESC, random() LIMIT 1});
 	foreach my $client (grep { !$_->{ended} } @running)
 	{
@@ -150,7 +151,7 @@ $_->{run}->finish foreach grep { !$_->{ended} } @running;
 $node->start;
 collect();
 cmp_ok($acknowledged, '>', $clients, 'the clients were told something');
-cmp_ok($started, '>', $clients, 'backends were lost');
+cmp_ok($lost, '>', 0, 'backends were lost');
 check('after the crash');
 is(join('', grep { /ERROR/ } map { split /^/, $_->{error} } @running), '', 'nobody was told that there was too little');
 
