@@ -53,19 +53,13 @@
 #include "foreign_key.h"
 #include "request_util.h"
 #include "soft_delete.h"
+#include "soft_delete_plan.h"
 #include "spi_util.h"
 
 #define DELETE_TRIGGER "techally_soft_delete"
 #define CHANGE_TRIGGER "techally_deleted_at"
 #define MOVE_TRIGGER   "techally_row_move"
 #define GUARD_PREFIX   "techally_parent"
-
-static char *
-qualified_name(Oid relid)
-{
-	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
-									  get_rel_name(relid));
-}
 
 static void
 run_utility(const char *sql)
@@ -176,7 +170,7 @@ check_dependents(Relation rel, List *targets)
 					 errmsg("table \"%s\" cannot become a soft-delete table before \"%s\" is one",
 							RelationGetRelationName(rel), RelationGetRelationName(child)),
 					 errdetail("Foreign key \"%s\" of table \"%s\" is ON DELETE CASCADE: its rows go with those of \"%s\".",
-							   ta_foreign_key_name(key), qualified_name(key->child), RelationGetRelationName(rel)),
+							   ta_foreign_key_name(key), ta_sd_qualified_name(key->child), RelationGetRelationName(rel)),
 					 errhint("Run techally.enable_soft_delete for \"%s\" first, or give the foreign key another action.",
 							 RelationGetRelationName(child)),
 					 errtableconstraint(child, ta_foreign_key_name(key))));
@@ -351,7 +345,7 @@ install_guard(Oid childid, Oid parent)
 	table_close(child, NoLock);
 
 	if (stale)
-		run_utility(psprintf("DROP TRIGGER %s ON %s", quote_identifier(name), qualified_name(childid)));
+		run_utility(psprintf("DROP TRIGGER %s ON %s", quote_identifier(name), ta_sd_qualified_name(childid)));
 	if ((!done || stale) && columns != NULL)
 	{
 		initStringInfo(&sql);
@@ -364,7 +358,7 @@ install_guard(Oid childid, Oid parent)
 			appendStringInfo(&sql, "%s%s", column == bms_next_member(columns, -1) ? "" : ", ",
 							 quote_identifier(get_attname(childid, column, false)));
 		appendStringInfo(&sql, " ON %s FROM %s%s%s FOR EACH ROW EXECUTE FUNCTION techally." TA_GUARD_FUNCTION "()",
-						 qualified_name(childid), qualified_name(parent), deferrable ? " DEFERRABLE" : "",
+						 ta_sd_qualified_name(childid), ta_sd_qualified_name(parent), deferrable ? " DEFERRABLE" : "",
 						 deferred ? " INITIALLY DEFERRED" : "");
 		run_utility(sql.data);
 	}
@@ -435,7 +429,7 @@ enable_one(Oid relid, List *targets)
 	partitioned = rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE;
 	has_index = has_deleted_at && has_deleted_index(rel);
 	table_close(rel, NoLock);
-	table = qualified_name(relid);
+	table = ta_sd_qualified_name(relid);
 
 	ta_frame_begin(&frame, InvalidOid);
 	if (!has_deleted_at)
@@ -614,9 +608,9 @@ ta_disable_soft_delete(PG_FUNCTION_ARGS)
 	ta_frame_begin(&frame, InvalidOid);
 	guards = guards_from(relid, &names);
 	foreach(cell, own)
-		run_utility(psprintf("DROP TRIGGER %s ON %s", quote_identifier(lfirst(cell)), qualified_name(relid)));
+		run_utility(psprintf("DROP TRIGGER %s ON %s", quote_identifier(lfirst(cell)), ta_sd_qualified_name(relid)));
 	forboth(cell, guards, name, names)
-		run_utility(psprintf("DROP TRIGGER %s ON %s", quote_identifier(lfirst(name)), qualified_name(lfirst_oid(cell))));
+		run_utility(psprintf("DROP TRIGGER %s ON %s", quote_identifier(lfirst(name)), ta_sd_qualified_name(lfirst_oid(cell))));
 	ta_frame_end(&frame);
 
 	values[0] = ObjectIdGetDatum(relid);
@@ -718,7 +712,7 @@ check_replaceable(Relation rel, Relation index)
 					 errmsg("key \"%s\" of table \"%s\" cannot be replaced, a foreign key uses it",
 							RelationGetRelationName(index), RelationGetRelationName(rel)),
 					 errdetail("Foreign key \"%s\" of table \"%s\" refers to it.",
-							   ta_foreign_key_name(key), qualified_name(key->child))));
+							   ta_foreign_key_name(key), ta_sd_qualified_name(key->child))));
 	}
 	if (index->rd_index->indisprimary || index->rd_index->indisreplident)
 		ereport(ERROR,
@@ -797,7 +791,7 @@ ta_live_unique(PG_FUNCTION_ARGS)
 	if (!done)
 	{
 		if (replaced != NIL)
-			run_utility(psprintf("LOCK TABLE %s IN ACCESS EXCLUSIVE MODE", qualified_name(relid)));
+			run_utility(psprintf("LOCK TABLE %s IN ACCESS EXCLUSIVE MODE", ta_sd_qualified_name(relid)));
 		for (int i = 0; i < n; i++)
 		{
 			char *column = get_attname(relid, columns[i], false);
@@ -807,7 +801,7 @@ ta_live_unique(PG_FUNCTION_ARGS)
 		}
 		made = ChooseRelationName(get_rel_name(relid), label.data, "live", get_rel_namespace(relid), false);
 		run_utility(psprintf("CREATE UNIQUE INDEX %s ON %s (%s)%s WHERE " TA_DELETED_AT " IS NULL", quote_identifier(made),
-							 qualified_name(relid), sql.data, nulls_equal ? " NULLS NOT DISTINCT" : ""));
+							 ta_sd_qualified_name(relid), sql.data, nulls_equal ? " NULLS NOT DISTINCT" : ""));
 	}
 	foreach(cell, replaced)
 	{
@@ -817,10 +811,10 @@ ta_live_unique(PG_FUNCTION_ARGS)
 		if (name == NULL)
 			name = pstrdup(get_rel_name(indexid));
 		if (OidIsValid(constraint))
-			run_utility(psprintf("ALTER TABLE %s DROP CONSTRAINT %s", qualified_name(relid),
+			run_utility(psprintf("ALTER TABLE %s DROP CONSTRAINT %s", ta_sd_qualified_name(relid),
 								 quote_identifier(get_constraint_name(constraint))));
 		else
-			run_utility(psprintf("DROP INDEX %s", qualified_name(indexid)));
+			run_utility(psprintf("DROP INDEX %s", ta_sd_qualified_name(indexid)));
 	}
 	if (name != NULL && !done)
 		run_utility(psprintf("ALTER INDEX %s RENAME TO %s",
