@@ -16,6 +16,7 @@
 #include "access/relscan.h"
 #include "executor/tuptable.h"
 #include "lib/stringinfo.h"
+#include "utils/palloc.h"
 #include "utils/relcache.h"
 #include "utils/snapshot.h"
 #include "utils/uuid.h"
@@ -26,6 +27,7 @@
 #define TA_TERM_MAX		 256 /* bytes of any term */
 #define TA_BLOCK_SIZE	 256 /* postings in a row of search_postings */
 #define TA_CHUNK_SIZE	 60	 /* products in a row of search_documents */
+#define TA_RANGE		 512 /* documents for which the greatest impact of a term is known */
 #define TA_MAX_WORDS	 16	 /* words of a query that count */
 #define TA_MAX_LISTS	 64	 /* terms that those words can stand for */
 #define TA_IMPACT_MAX	 255
@@ -82,8 +84,10 @@ typedef struct TaDocument
 /* A part of the index: a set of documents, numbered in the order of their keys. */
 typedef struct TaSegment
 {
-	int32 segment;
-	int32 documents;
+	int32  segment;
+	int32  documents;
+	uint64 postings_part; /* where a session remembers its postings */
+	uint64 documents_part;
 } TaSegment;
 
 /* A product whose entry is newer than the segments; no terms: it is not found. */
@@ -138,6 +142,19 @@ typedef struct TaChunk
 	float4	  popularity[TA_CHUNK_SIZE];
 } TaChunk;
 
+/* The postings of a term in a segment, all of them; memory is search_cache.c's. */
+typedef struct TaPostings
+{
+	int			   total;
+	int			   nblocks;
+	int32		  *lasts;	/* of each block */
+	uint8		  *maxes;	/* greatest impact in each block */
+	uint32		  *offsets; /* of each block in data, and the end */
+	uint8		  *ranges;	/* greatest impact in each range of documents; NULL where they are few */
+	unsigned char *data;	/* the blocks, packed */
+	const char	  *term;
+} TaPostings;
+
 /* The search tables of a store, open for one call. */
 typedef struct TaSearch
 {
@@ -150,7 +167,8 @@ typedef struct TaSearch
 	int				nrecents;
 	TaRecent	   *recents; /* by key */
 	int64			ndocuments;
-	TaIndexReader	postings;
+	Relation		products;
+	TaIndexReader	postings; /* its reader is only for ta_list_open to copy from */
 	TaIndexReader	chunks;
 	TaIndexReader	stock;
 	bool			has_stock;
@@ -160,6 +178,9 @@ typedef struct TaSearch
 	bool			prices_read;
 	int				nprices;
 	struct TaPrice *prices; /* by key */
+
+	MemoryContextCallback gone;
+	bool				  counted; /* as one of those that are open */
 } TaSearch;
 
 /* A price that is newer than the segments. */
@@ -179,12 +200,15 @@ extern TaSearch	  *ta_search_open(Oid nspid);
 extern void		   ta_search_settings(Oid nspid, Oid *config, double *length);
 extern void		   ta_search_close(TaSearch *search);
 extern Oid		   ta_search_table(Oid nspid, const char *name);
+extern Relation	   ta_search_documents(TaSearch *search);
 extern void		   ta_list_open(TaSearch *search, TaIndexReader *reader, int nkeys);
 extern void		   ta_list_close(TaIndexReader *reader);
 extern bool		   ta_list_seek(TaIndexReader *reader, const char *term, int length, int32 segment,
 								int32 doc, TaBlock *block);
 extern bool		   ta_list_next(TaIndexReader *reader, TaBlock *block);
 extern void		   ta_list_decode(TaIndexReader *reader, TaBlock *block);
+extern const char *ta_list_packed(TaIndexReader *reader, int *length);
+extern void		   ta_decode_block(const TaPostings *postings, int b, TaBlock *block);
 extern bool		   ta_load_chunk(TaSearch *search, int32 segment, int32 chunk);
 extern void		   ta_read_chunk(TupleTableSlot *slot, TaChunk *chunk);
 extern int		   ta_find_recent(TaSearch *search, const pg_uuid_t *id);
@@ -195,6 +219,14 @@ extern int64	   ta_price(TaSearch *search, const pg_uuid_t *id, int64 price);
 extern bool		   ta_in_stock(TaSearch *search, const pg_uuid_t *id);
 extern bool		   ta_next_term(TaIndexReader *reader, const char *from, int length, bool inclusive,
 								char *term, int *term_length);
+
+/* search_cache.c */
+extern void				 ta_search_cache_init(void);
+extern void				 ta_cache_begin(TaSearch *search);
+extern void				 ta_cache_end(TaSearch *search);
+extern uint64			 ta_cache_part(Oid relid, int32 segment, int64 created_at, int64 refreshed_at);
+extern const TaChunk	*ta_chunk(TaSearch *search, int s, int32 number);
+extern const TaPostings *ta_postings(TaSearch *search, int s, const char *term, int length, uint32 hash);
 
 /* search_document.c */
 typedef struct TaDrafts TaDrafts;
@@ -281,6 +313,8 @@ typedef struct TaHit
 	int64	  key; /* of another order than that of relevance, greater first */
 	int32	  score;
 	pg_uuid_t id;
+	int		  segment; /* index into search->segments, -1: recent */
+	int32	  doc;
 } TaHit;
 
 /*

@@ -114,6 +114,8 @@ static const TaStatement update_chunk = {
 	"UPDATE @store@.search_documents d SET live = $3, data = $4 WHERE d.segment = $1 AND d.chunk = $2",
 	4,
 	{INT4OID, INT4OID, INT8OID, BYTEAOID}};
+static const TaStatement touch_segments = {
+	"UPDATE @store@.search_segments s SET refreshed_at = pg_catalog.clock_timestamp() WHERE s.segment = ANY ($1)", 1, {INT4ARRAYOID}};
 static const TaStatement delete_recent = {
 	"DELETE FROM @store@.search_recent r"
 	" USING (SELECT k.product_id FROM (SELECT pg_catalog.unnest($1) AS id, pg_catalog.unnest($2) AS version) u"
@@ -1026,9 +1028,13 @@ read_values(Oid nspid, const TaStatement *statement, bool prices, int *count)
 static void
 refresh_chunks(TaSearch *search, KeyedValue *prices, int nprices, KeyedValue *sales, int nsales)
 {
-	TupleTableSlot *slot = table_slot_create(search->chunks.rel, NULL);
-	TableScanDesc	scan = table_beginscan(search->chunks.rel, search->snapshot, 0, NULL);
+	TupleTableSlot *slot = table_slot_create(ta_search_documents(search), NULL);
+	TableScanDesc	scan = table_beginscan(ta_search_documents(search), search->snapshot, 0, NULL);
 	TaChunk		   *chunk = palloc(sizeof(TaChunk));
+	bool		   *touched = palloc0(sizeof(bool) * Max(search->nsegments, 1));
+	int32		   *segments = palloc(sizeof(int32) * Max(search->nsegments, 1));
+	int				nsegments = 0;
+	Datum			touch[1];
 
 	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
@@ -1080,10 +1086,21 @@ refresh_chunks(TaSearch *search, KeyedValue *prices, int nprices, KeyedValue *sa
 			values[2] = Int64GetDatum((int64) live);
 			values[3] = PointerGetDatum(pack_chunk(rows, chunk->count, buffer));
 			ta_execute(search->nspid, &update_chunk, SPI_OK_UPDATE, values, NULL);
+			for (int s = 0; s < search->nsegments; s++)
+				touched[s] |= search->segments[s].segment == chunk->segment;
 		}
 	}
 	table_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
+
+	for (int s = 0; s < search->nsegments; s++)
+	{
+		if (touched[s])
+			segments[nsegments++] = search->segments[s].segment;
+	}
+	touch[0] = ta_int4_array(segments, nsegments);
+	if (nsegments > 0)
+		ta_execute(search->nspid, &touch_segments, SPI_OK_UPDATE, touch, NULL);
 }
 
 /* Makes a segment of the recent products, and removes their rows. */
@@ -1245,8 +1262,8 @@ merge_segments(TaSearch *search, int32 *segments, const int32 *documents, int co
 	}
 	docs = palloc_extended(sizeof(MergedDoc) * Max(total, 1), MCXT_ALLOC_HUGE);
 
-	slot = table_slot_create(search->chunks.rel, NULL);
-	scan = table_beginscan(search->chunks.rel, search->snapshot, 0, NULL);
+	slot = table_slot_create(ta_search_documents(search), NULL);
+	scan = table_beginscan(ta_search_documents(search), search->snapshot, 0, NULL);
 	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
 		int source;

@@ -724,29 +724,30 @@ ta_surface(TaSearch *search, const char *term, int length)
 {
 	pg_uuid_t	  id;
 	bool		  found = false;
-	TaIndexReader reader;
 	TaBlock		 *block = palloc(sizeof(TaBlock));
 	SurfaceSearch surface = {term, length, NULL};
 	uint32		  hash = ta_term_hash(term, length);
 	MemoryContext caller = CurrentMemoryContext;
 
-	ta_list_open(search, &reader, 3);
 	for (int s = 0; !found && s < search->nsegments; s++)
 	{
-		if (!ta_list_seek(&reader, term, length, search->segments[s].segment, 0, block))
+		const TaPostings *postings = ta_postings(search, s, term, length, hash);
+
+		if (postings->nblocks == 0)
 			continue;
-		ta_list_decode(&reader, block);
+		ta_decode_block(postings, 0, block);
 		for (int i = 0; !found && i < block->count; i++)
 		{
-			if (ta_load_chunk(search, block->segment, block->docs[i] / TA_CHUNK_SIZE) &&
-				(search->chunk.live & (UINT64CONST(1) << (block->docs[i] % TA_CHUNK_SIZE))) != 0)
+			const TaChunk *chunk = ta_chunk(search, s, block->docs[i] / TA_CHUNK_SIZE);
+			int			   at = block->docs[i] % TA_CHUNK_SIZE;
+
+			if (chunk != NULL && at < chunk->count && (chunk->live & (UINT64CONST(1) << at)) != 0)
 			{
-				id = search->chunk.ids[block->docs[i] % TA_CHUNK_SIZE];
+				id = chunk->ids[at];
 				found = true;
 			}
 		}
 	}
-	ta_list_close(&reader);
 	for (int r = 0; !found && r < search->nrecents; r++)
 	{
 		if (ta_recent_impact(&search->recents[r], term, length, hash) >= 0)

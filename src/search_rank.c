@@ -8,12 +8,19 @@
  * that anything stands for; where fewer than TA_FEW_FULL do, every product that
  * has one of them matches.
  *
- * The postings of a segment are read in windows of documents.  In a window,
- * every list adds its part to the scores, and one pass over them finds the
- * candidates.  Windows in which some word has no posting are not visited, a
- * block whose greatest impact cannot reach the worst of the best so far is not
- * read, and a product is looked up only when its score would do.  Documents of
- * a segment ascend by key, so that of many equal scores the first suffice.
+ * For the best by relevance: a term's greatest impact is known for every range
+ * of TA_RANGE documents.  Their weighted sum is the best that a document of the
+ * range can be, its words those that the range has at all.  Ranges are visited
+ * from the best down, over all segments, until none can hold a document that
+ * goes before the worst of the best so far.
+ *
+ * In every other order, and for whoever wants all that match, the documents of
+ * a segment are read in windows: every list adds its part to the scores, and one
+ * pass over them finds the candidates.  Windows in which some word has no posting
+ * are not visited.
+ *
+ * A product is looked up only when its score would do.  Documents of a segment
+ * ascend by key, so that of many equal scores the first suffice.
  *
  *-------------------------------------------------------------------------
  */
@@ -33,13 +40,23 @@
 
 typedef struct Cursor
 {
-	TaList		 *list;
-	TaIndexReader reader;
-	bool		  at_block; /* block is valid */
-	bool		  decoded;
-	int			  pos;
-	TaBlock		  block;
+	TaList			  *list;
+	const TaPostings **postings; /* of each segment */
+	const TaPostings  *current;
+	int				   segment;
+	int				   b; /* block that is taken apart, -1: none */
+	int				   pos;
+	TaBlock			   block;
 } Cursor;
+
+/* What lost against the worst of the best by its key alone; so do those after it. */
+typedef struct LostTie
+{
+	int	  coverage;
+	bool  stock;
+	int32 score;
+	int32 doc;
+} LostTie;
 
 typedef struct Ranking
 {
@@ -56,7 +73,7 @@ typedef struct Ranking
 	TaHit		*hits; /* a heap, the worst on top */
 	int			 nhits;
 	int			 size;
-	bool		 tie_lost; /* in this segment, what equals the worst is worse */
+	LostTie		*ties; /* of each segment */
 	int			 ncursors;
 	Cursor		*cursors;
 	int32		*scores;
@@ -126,7 +143,6 @@ keep_hit(Ranking *ranking, const TaHit *hit)
 	TaHit *heap = ranking->hits;
 	int	   at;
 
-	ranking->tie_lost = false;
 	if (ranking->nhits == ranking->limit)
 	{
 		heap[0] = *hit;
@@ -150,11 +166,12 @@ keep_hit(Ranking *ranking, const TaHit *hit)
 	}
 }
 
-/* Whether so many words and such a score can still be among the best. */
+/* Whether so many words and such a score can still be among the best, from a document on. */
 static inline bool
-may_enter(const Ranking *ranking, int coverage, int32 score)
+may_enter(const Ranking *ranking, int coverage, int32 score, int s, int32 doc)
 {
-	const TaHit *worst;
+	const TaHit	  *worst;
+	const LostTie *tie;
 
 	if (ranking->nhits < ranking->limit || ranking->query->sort != TA_SORT_RELEVANCE)
 		return true;
@@ -165,7 +182,31 @@ may_enter(const Ranking *ranking, int coverage, int32 score)
 		return true; /* it may be in stock */
 	if (score != worst->score)
 		return score > worst->score;
-	return !ranking->tie_lost;
+	if (worst->segment == s)
+		return doc < worst->doc;
+	tie = &ranking->ties[s];
+	return !(tie->coverage == coverage && tie->score == score && tie->stock == worst->stock && doc >= tie->doc);
+}
+
+/* A document's key was too great. */
+static void
+lose_tie(Ranking *ranking, const TaHit *hit)
+{
+	const TaHit *worst = &ranking->hits[0];
+	LostTie		*tie;
+
+	if (hit->segment < 0 || hit->coverage != worst->coverage || hit->stock != worst->stock || hit->score != worst->score)
+		return;
+	tie = &ranking->ties[hit->segment];
+	if (tie->coverage == hit->coverage && tie->score == hit->score && tie->stock == hit->stock)
+		tie->doc = Min(tie->doc, hit->doc);
+	else
+	{
+		tie->coverage = hit->coverage;
+		tie->score = hit->score;
+		tie->stock = hit->stock;
+		tie->doc = hit->doc;
+	}
 }
 
 typedef struct Words
@@ -284,6 +325,8 @@ consider(Ranking *ranking, uint32 mask, int32 score, Kept *kept)
 	hit.coverage = pg_popcount32(mask & ((UINT32CONST(1) << TA_FILTER_BIT) - 1));
 	hit.score = score;
 	hit.id = *kept->id;
+	hit.segment = kept->segment;
+	hit.doc = kept->doc;
 	hit.key = 0;
 	switch (query->sort)
 	{
@@ -321,8 +364,7 @@ consider(Ranking *ranking, uint32 mask, int32 score, Kept *kept)
 	hit.stock = search->has_stock;
 	if (ranking->nhits == ranking->limit && ta_compare_hits(&hit, &ranking->hits[0]) >= 0)
 	{
-		if (!hit.stock || ranking->hits[0].stock)
-			ranking->tie_lost = true;
+		lose_tie(ranking, &hit);
 		return;
 	}
 	if (!check_phrases(ranking, kept->id))
@@ -340,22 +382,23 @@ consider(Ranking *ranking, uint32 mask, int32 score, Kept *kept)
 static void
 consider_document(Ranking *ranking, int s, int32 doc, uint32 mask, int32 score)
 {
-	int32	  segment = ranking->search->segments[s].segment;
-	Kept	  kept;
-	TaSearch *search = ranking->search;
-	int		  i = doc % TA_CHUNK_SIZE;
+	Kept		   kept;
+	TaSearch	  *search = ranking->search;
+	const TaChunk *chunk = &search->chunk;
+	int			   i = doc % TA_CHUNK_SIZE;
 
-	if (!ta_load_chunk(search, segment, doc / TA_CHUNK_SIZE) || i >= search->chunk.count ||
-		(search->chunk.live & (UINT64CONST(1) << i)) == 0)
+	if (chunk->segment != search->segments[s].segment || chunk->chunk != doc / TA_CHUNK_SIZE)
+		chunk = ta_chunk(search, s, doc / TA_CHUNK_SIZE);
+	if (chunk == NULL || i >= chunk->count || (chunk->live & (UINT64CONST(1) << i)) == 0)
 		return;
-	if (search->nrecents > 0 && ta_find_recent(search, &search->chunk.ids[i]) >= 0)
+	if (search->nrecents > 0 && ta_find_recent(search, &chunk->ids[i]) >= 0)
 		return;
-	kept.id = &search->chunk.ids[i];
+	kept.id = &chunk->ids[i];
 	kept.segment = s;
 	kept.doc = doc;
-	kept.price = search->chunk.prices[i];
-	kept.created = search->chunk.created[i];
-	kept.popularity = search->chunk.popularity[i];
+	kept.price = chunk->prices[i];
+	kept.created = chunk->created[i];
+	kept.popularity = chunk->popularity[i];
 	consider(ranking, mask, score, &kept);
 }
 
@@ -365,7 +408,6 @@ consider_recent(Ranking *ranking, int r, uint32 mask, int32 score)
 	TaRecent *recent = &ranking->search->recents[r];
 	Kept	  kept = {&recent->id, -1, r, recent->price, recent->created, recent->popularity};
 
-	ranking->tie_lost = false; /* they are in no order with the segments */
 	consider(ranking, mask, score, &kept);
 }
 
@@ -373,51 +415,74 @@ consider_recent(Ranking *ranking, int r, uint32 mask, int32 score)
  * Cursors
  */
 
-static inline bool
-can_skip_block(const Ranking *ranking, const Cursor *cursor)
+static inline void
+cursor_load(Cursor *cursor, int b)
 {
-	return ranking->ncursors == 1 &&
-		   !may_enter(ranking, pg_popcount32(cursor->list->mask & ((UINT32CONST(1) << TA_FILTER_BIT) - 1)),
-					  cursor->list->weight * cursor->block.max);
+	if (cursor->b != b && b < cursor->current->nblocks)
+		ta_decode_block(cursor->current, b, &cursor->block);
+	cursor->b = b;
+	cursor->pos = 0;
 }
 
 static void
-cursor_load(Ranking *ranking, Cursor *cursor, bool found)
+cursor_start(Cursor *cursor, int s)
 {
-	while (found && can_skip_block(ranking, cursor))
-		found = ta_list_next(&cursor->reader, &cursor->block);
-	cursor->at_block = found;
-	cursor->pos = 0;
-	if (found)
-		ta_list_decode(&cursor->reader, &cursor->block);
+	cursor->current = cursor->postings[s];
+	cursor->segment = s;
+	cursor->b = -1;
+	cursor_load(cursor, 0);
+}
+
+static inline bool
+at_end(const Cursor *cursor)
+{
+	return cursor->b >= cursor->current->nblocks;
+}
+
+/* The first block, not before b, that ends at doc or after it. */
+static int
+find_block(const TaPostings *postings, int b, int32 doc)
+{
+	int step = 1;
+	int high;
+
+	while (b < postings->nblocks && postings->lasts[b] < doc)
+	{
+		b += step;
+		step *= 2;
+	}
+	high = Min(b, postings->nblocks);
+	b = Max(0, b - step / 2);
+	while (b < high)
+	{
+		int middle = (b + high) / 2;
+
+		if (postings->lasts[middle] < doc)
+			b = middle + 1;
+		else
+			high = middle;
+	}
+	return b;
 }
 
 /* Goes to the first posting that is not before doc. */
 static void
-cursor_to(Ranking *ranking, Cursor *cursor, int32 segment, int32 doc)
+cursor_to(Cursor *cursor, int32 doc)
 {
-	if (cursor->at_block && cursor->block.last < doc)
-	{
-		/* the next block, or the one that holds it */
-		bool found = ta_list_next(&cursor->reader, &cursor->block);
-
-		if (found && cursor->block.last < doc)
-			found = ta_list_seek(&cursor->reader, cursor->list->term, cursor->list->length,
-								 segment, doc, &cursor->block);
-		cursor_load(ranking, cursor, found);
-	}
-	if (!cursor->at_block)
+	if (at_end(cursor))
 		return;
-	while (cursor->pos < cursor->block.count && cursor->block.docs[cursor->pos] < doc)
-		cursor->pos++;
-	if (cursor->pos == cursor->block.count)
-		cursor_load(ranking, cursor, ta_list_next(&cursor->reader, &cursor->block));
+	if (cursor->block.last < doc)
+		cursor_load(cursor, find_block(cursor->current, cursor->b, doc));
+	if (at_end(cursor))
+		return;
+	while (cursor->block.docs[cursor->pos] < doc)
+		cursor->pos++; /* the block's last is none less */
 }
 
 static inline int32
 cursor_doc(const Cursor *cursor)
 {
-	return cursor->at_block ? cursor->block.docs[cursor->pos] : PG_INT32_MAX;
+	return at_end(cursor) ? PG_INT32_MAX : cursor->block.docs[cursor->pos];
 }
 
 /* Adds a list's postings before end to the window that begins at start. */
@@ -427,7 +492,7 @@ cursor_add(Ranking *ranking, Cursor *cursor, int32 start, int32 end)
 	int32  weight = cursor->list->weight;
 	uint32 mask = cursor->list->mask;
 
-	while (cursor->at_block && cursor->block.docs[cursor->pos] < end)
+	while (!at_end(cursor) && cursor->block.docs[cursor->pos] < end)
 	{
 		TaBlock *block = &cursor->block;
 		int		 pos = cursor->pos;
@@ -443,7 +508,7 @@ cursor_add(Ranking *ranking, Cursor *cursor, int32 start, int32 end)
 		cursor->pos = pos;
 		if (pos < block->count)
 			return;
-		cursor_load(ranking, cursor, ta_list_next(&cursor->reader, block));
+		cursor_load(cursor, cursor->b + 1);
 	}
 }
 
@@ -511,15 +576,8 @@ rank_segment(Ranking *ranking, int s)
 
 	int window = window_size(ranking, segment);
 
-	ranking->tie_lost = false;
 	for (int c = 0; c < ranking->ncursors; c++)
-	{
-		Cursor *cursor = &ranking->cursors[c];
-
-		cursor_load(ranking, cursor,
-					ta_list_seek(&cursor->reader, cursor->list->term, cursor->list->length,
-								 segment->segment, 0, &cursor->block));
-	}
+		cursor_start(&ranking->cursors[c], s);
 
 	for (;;)
 	{
@@ -538,7 +596,7 @@ rank_segment(Ranking *ranking, int s)
 
 				if (cursor_doc(cursor) < start)
 				{
-					cursor_to(ranking, cursor, segment->segment, start);
+					cursor_to(cursor, start);
 					moved = true;
 				}
 			}
@@ -567,7 +625,7 @@ rank_segment(Ranking *ranking, int s)
 				ranking->scores[i] = 0;
 				if ((mask & ranking->required) != ranking->required || (mask & TA_EXCLUDED_BIT) != 0)
 					continue;
-				if (coverage < ranking->coverage || !may_enter(ranking, coverage, score))
+				if (coverage < ranking->coverage || !may_enter(ranking, coverage, score, s, start + i))
 					continue;
 				consider_document(ranking, s, start + i, mask, score);
 				if (ranking->enough)
@@ -575,6 +633,232 @@ rank_segment(Ranking *ranking, int s)
 			}
 		}
 	}
+}
+
+/*
+ * Ranges
+ */
+
+/* Adds what a list can be worth to the bounds of a segment's ranges. */
+static void
+add_bounds(const Cursor *cursor, int s, int nranges, int32 *bounds, uint32 *masks)
+{
+	const TaPostings *postings = cursor->postings[s];
+	int32			  weight = cursor->list->weight;
+	uint32			  mask = cursor->list->mask;
+	TaBlock			 *block;
+
+	if (postings->total == 0)
+		return;
+	if (postings->ranges != NULL)
+	{
+		const uint8 *ranges = postings->ranges;
+
+		for (int r = 0; r < nranges; r++)
+		{
+			bounds[r] += weight * ranges[r];
+			masks[r] |= ranges[r] != 0 ? mask : 0;
+		}
+		return;
+	}
+	block = palloc(sizeof(TaBlock));
+	for (int b = 0; b < postings->nblocks; b++)
+	{
+		int i = 0;
+
+		ta_decode_block(postings, b, block);
+		while (i < block->count)
+		{
+			int	  range = block->docs[i] / TA_RANGE;
+			uint8 max = 0;
+
+			for (; i < block->count && block->docs[i] / TA_RANGE == range; i++)
+				max = Max(max, block->impacts[i]);
+			if (range >= nranges)
+				break;
+			bounds[range] += weight * max;
+			masks[range] |= mask;
+		}
+	}
+	pfree(block);
+}
+
+/* A range to visit, as a number: the best first, of equal ones the first first. */
+#define RANGE_KEY(coverage, bound, at) \
+	(((uint64) (coverage) << 56) | ((uint64) (uint32) (bound) << 24) | (0xFFFFFF - (uint32) (at)))
+#define KEY_COVERAGE(key) ((int) ((key) >> 56))
+#define KEY_BOUND(key)	  ((int32) (((key) >> 24) & 0xFFFFFFFF))
+#define KEY_RANGE(key)	  (0xFFFFFF - (int) ((key) &0xFFFFFF))
+
+static void
+sift_range(uint64 *heap, int count, int at)
+{
+	uint64 key = heap[at];
+
+	for (;;)
+	{
+		int child = at * 2 + 1;
+
+		if (child >= count)
+			break;
+		if (child + 1 < count && heap[child + 1] > heap[child])
+			child++;
+		if (heap[child] <= key)
+			break;
+		heap[at] = heap[child];
+		at = child;
+	}
+	heap[at] = key;
+}
+
+/* Scores the documents of a range and considers those that may be among the best. */
+static void
+rank_range(Ranking *ranking, int s, int32 start)
+{
+	int32  end = start + TA_RANGE;
+	uint32 words = (UINT32CONST(1) << TA_FILTER_BIT) - 1;
+
+	for (int c = 0; c < ranking->ncursors; c++)
+	{
+		Cursor			 *cursor = &ranking->cursors[c];
+		const TaPostings *postings = cursor->postings[s];
+		TaBlock			 *block = &cursor->block;
+		int32			  weight = cursor->list->weight;
+		uint32			  mask = cursor->list->mask;
+		int				  b;
+
+		if (postings->total == 0 || (postings->ranges != NULL && postings->ranges[start / TA_RANGE] == 0))
+			continue;
+		if (cursor->segment != s)
+		{
+			cursor->segment = s;
+			cursor->current = postings;
+			cursor->b = -1;
+		}
+		b = cursor->b >= 0 && cursor->b < postings->nblocks && block->docs[0] <= start ? cursor->b : 0;
+		for (b = find_block(postings, b, start); b < postings->nblocks; b++)
+		{
+			int pos = 0;
+
+			cursor_load(cursor, b);
+			for (int low = 0, high = block->count; low < high;)
+			{
+				int middle = (low + high) / 2;
+
+				if (block->docs[middle] < start)
+					pos = low = middle + 1;
+				else
+					high = middle;
+			}
+			for (; pos < block->count && block->docs[pos] < end; pos++)
+			{
+				int i = block->docs[pos] - start;
+
+				ranking->scores[i] += weight * block->impacts[pos];
+				ranking->masks[i] |= mask;
+				ranking->touched[i >> 6] |= UINT64CONST(1) << (i & 63);
+			}
+			if (pos < block->count)
+				break;
+		}
+	}
+
+	for (int w = 0; w < TA_RANGE / 64; w++)
+	{
+		uint64 bits = ranking->touched[w];
+
+		ranking->touched[w] = 0;
+		for (; bits != 0; bits &= bits - 1)
+		{
+			int	   i = w * 64 + pg_rightmost_one_pos64(bits);
+			uint32 mask = ranking->masks[i];
+			int32  score = ranking->scores[i];
+			int	   coverage = pg_popcount32(mask & words);
+
+			ranking->masks[i] = 0;
+			ranking->scores[i] = 0;
+			if ((mask & ranking->required) != ranking->required || (mask & TA_EXCLUDED_BIT) != 0 ||
+				coverage < ranking->coverage || !may_enter(ranking, coverage, score, s, start + i))
+				continue;
+			consider_document(ranking, s, start + i, mask, score);
+		}
+	}
+}
+
+/* The best of all segments by relevance. */
+static void
+rank_ranges(Ranking *ranking)
+{
+	TaSearch *search = ranking->search;
+	uint32	  words = (UINT32CONST(1) << TA_FILTER_BIT) - 1;
+	int		 *firsts = palloc(sizeof(int) * (search->nsegments + 1)); /* range that each segment begins with */
+	int32	 *bounds;
+	uint32	 *masks;
+	uint64	 *heap;
+	int		  nranges = 0;
+	int		  count = 0;
+
+	for (int s = 0; s < search->nsegments; s++)
+	{
+		firsts[s] = nranges;
+		nranges += search->segments[s].documents / TA_RANGE + 1;
+	}
+	firsts[search->nsegments] = nranges;
+	bounds = palloc_extended(sizeof(int32) * Max(nranges, 1), MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	masks = palloc_extended(sizeof(uint32) * Max(nranges, 1), MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	heap = palloc_extended(sizeof(uint64) * Max(nranges, 1), MCXT_ALLOC_HUGE);
+	if (nranges > 0xFFFFFF)
+		elog(ERROR, "search index is too large");
+	for (int s = 0; s < search->nsegments; s++)
+	{
+		for (int c = 0; c < ranking->ncursors; c++)
+		{
+			if ((ranking->cursors[c].list->mask & TA_EXCLUDED_BIT) == 0)
+				add_bounds(&ranking->cursors[c], s, firsts[s + 1] - firsts[s], bounds + firsts[s], masks + firsts[s]);
+		}
+	}
+	for (int r = 0; r < nranges; r++)
+	{
+		int coverage = pg_popcount32(masks[r] & words);
+
+		if ((masks[r] & ranking->required) == ranking->required && masks[r] != 0 && coverage >= ranking->coverage)
+			heap[count++] = RANGE_KEY(coverage, bounds[r], r);
+	}
+	for (int at = count / 2 - 1; at >= 0; at--)
+		sift_range(heap, count, at);
+
+	while (count > 0)
+	{
+		uint64 key = heap[0];
+		int	   range = KEY_RANGE(key);
+		int	   s = 0;
+		int32  start;
+
+		heap[0] = heap[--count];
+		sift_range(heap, count, 0);
+		CHECK_FOR_INTERRUPTS();
+		for (int low = 0, high = search->nsegments - 1; low <= high;)
+		{
+			int middle = (low + high) / 2;
+
+			if (firsts[middle] <= range)
+			{
+				s = middle;
+				low = middle + 1;
+			}
+			else
+				high = middle - 1;
+		}
+		start = (range - firsts[s]) * TA_RANGE;
+		if (may_enter(ranking, KEY_COVERAGE(key), KEY_BOUND(key), s, start))
+			rank_range(ranking, s, start);
+		else if (KEY_COVERAGE(key) < ranking->hits[0].coverage || KEY_BOUND(key) < ranking->hits[0].score)
+			break; /* nor may any after it */
+	}
+	pfree(firsts);
+	pfree(bounds);
+	pfree(masks);
+	pfree(heap);
 }
 
 static void
@@ -620,14 +904,13 @@ rank_all(Ranking *ranking)
 
 	for (int s = 0; s < search->nsegments; s++)
 	{
-		ranking->tie_lost = false;
 		for (int32 c = 0; ta_load_chunk(search, search->segments[s].segment, c); c++)
 		{
 			for (int i = 0; i < search->chunk.count; i++)
 			{
 				int32 score = (int32) Max(0, Min(search->chunk.popularity[i], 2e9));
 
-				if (may_enter(ranking, 0, score))
+				if (may_enter(ranking, 0, score, s, c * TA_CHUNK_SIZE + i))
 					consider_document(ranking, s, c * TA_CHUNK_SIZE + i, 0, score);
 			}
 			CHECK_FOR_INTERRUPTS();
@@ -656,17 +939,13 @@ rank_others(Ranking *ranking)
 		for (int c = 0; c < ranking->ncursors; c++)
 		{
 			Cursor *cursor = &ranking->cursors[c];
-			bool	found = ta_list_seek(&cursor->reader, cursor->list->term, cursor->list->length,
-										 search->segments[s].segment, 0, &cursor->block);
 
-			for (; found; found = ta_list_next(&cursor->reader, &cursor->block))
+			for (cursor_start(cursor, s); !at_end(cursor); cursor_load(cursor, cursor->b + 1))
 			{
-				ta_list_decode(&cursor->reader, &cursor->block);
 				for (int i = 0; i < cursor->block.count; i++)
 					excluded[cursor->block.docs[i] >> 6] |= UINT64CONST(1) << (cursor->block.docs[i] & 63);
 			}
 		}
-		ranking->tie_lost = false;
 		for (int32 c = 0; ta_load_chunk(search, search->segments[s].segment, c) && !ranking->enough; c++)
 		{
 			for (int i = 0; i < search->chunk.count; i++)
@@ -674,7 +953,7 @@ rank_others(Ranking *ranking)
 				int32 doc = c * TA_CHUNK_SIZE + i;
 				int32 score = (int32) Max(0, Min(search->chunk.popularity[i], 2e9));
 
-				if ((excluded[doc >> 6] & (UINT64CONST(1) << (doc & 63))) == 0 && may_enter(ranking, 0, score))
+				if ((excluded[doc >> 6] & (UINT64CONST(1) << (doc & 63))) == 0 && may_enter(ranking, 0, score, s, doc))
 					consider_document(ranking, s, doc, 0, score);
 			}
 			CHECK_FOR_INTERRUPTS();
@@ -700,7 +979,8 @@ rank(Ranking *ranking)
 	TaQuery *query = ranking->query;
 
 	ranking->nhits = 0;
-	ranking->tie_lost = false;
+	for (int s = 0; s < ranking->search->nsegments; s++)
+		ranking->ties[s].coverage = -1;
 	if (query->nwords == 0 && query->filters == 0)
 	{
 		if (query->nlists == 0)
@@ -710,33 +990,40 @@ rank(Ranking *ranking)
 		return;
 	}
 	rank_recents(ranking);
+	if (ranking->visitor == NULL && query->sort == TA_SORT_RELEVANCE)
+	{
+		rank_ranges(ranking);
+		return;
+	}
 	for (int s = 0; s < ranking->search->nsegments && !ranking->enough; s++)
 		rank_segment(ranking, s);
 }
 
 static void
-ranking_open(Ranking *ranking, TaSearch *search, TaQuery *query)
+ranking_open(Ranking *ranking, TaSearch *search, TaQuery *query, bool visits)
 {
+	int window;
+
 	memset(ranking, 0, sizeof(*ranking));
 	ranking->search = search;
 	ranking->query = query;
-	ranking->scores = palloc0(sizeof(int32) * WINDOW);
-	ranking->masks = palloc0(sizeof(uint32) * WINDOW);
-	ranking->touched = palloc0(WINDOW / 8);
+	window = query->sort == TA_SORT_RELEVANCE && !visits ? TA_RANGE : WINDOW;
+	ranking->scores = palloc0(sizeof(int32) * window);
+	ranking->masks = palloc0(sizeof(uint32) * window);
+	ranking->touched = palloc0(window / 8);
+	ranking->ties = palloc(sizeof(LostTie) * Max(search->nsegments, 1));
 	ranking->ncursors = query->nlists;
-	ranking->cursors = palloc0(sizeof(Cursor) * Max(query->nlists, 1));
+	ranking->cursors = palloc(sizeof(Cursor) * Max(query->nlists, 1));
 	for (int c = 0; c < query->nlists; c++)
 	{
-		ranking->cursors[c].list = &query->lists[c];
-		ta_list_open(search, &ranking->cursors[c].reader, 3);
-	}
-}
+		Cursor *cursor = &ranking->cursors[c];
 
-static void
-ranking_close(Ranking *ranking)
-{
-	for (int c = 0; c < ranking->ncursors; c++)
-		ta_list_close(&ranking->cursors[c].reader);
+		cursor->list = &query->lists[c];
+		cursor->segment = cursor->b = -1;
+		cursor->postings = palloc(sizeof(TaPostings *) * Max(search->nsegments, 1));
+		for (int s = 0; s < search->nsegments; s++)
+			cursor->postings[s] = ta_postings(search, s, cursor->list->term, cursor->list->length, cursor->list->hash);
+	}
 }
 
 /* What a product must have at a stage. */
@@ -764,7 +1051,7 @@ ta_top(TaSearch *search, TaQuery *query, int limit, const TaHit *after, int *cou
 	if (query->empty_filter || (query->nwords > 0 && query->known == 0))
 		return NULL;
 
-	ranking_open(&ranking, search, query);
+	ranking_open(&ranking, search, query, false);
 	ranking.limit = wanted;
 	ranking.after = after;
 	ranking.size = Min(wanted, 64);
@@ -783,7 +1070,6 @@ ta_top(TaSearch *search, TaQuery *query, int limit, const TaHit *after, int *cou
 		rank(&ranking);
 	}
 
-	ranking_close(&ranking);
 	qsort(ranking.hits, ranking.nhits, sizeof(TaHit), compare_hits);
 	*count = Min(ranking.nhits, limit);
 	return ranking.hits;
@@ -801,12 +1087,11 @@ ta_visit(TaSearch *search, TaQuery *query, bool with_stock, TaVisitor visitor, v
 
 	if (query->empty_filter || (query->nwords > 0 && query->known == 0))
 		return;
-	ranking_open(&ranking, search, query);
+	ranking_open(&ranking, search, query, true);
 	ranking.limit = PG_INT32_MAX;
 	ranking.visitor = visitor;
 	ranking.visitor_arg = arg;
 	ranking.with_stock = with_stock;
 	require(&ranking, query->stage);
 	rank(&ranking);
-	ranking_close(&ranking);
 }

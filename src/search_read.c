@@ -25,12 +25,14 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
 #include "utils/hsearch.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/timestamp.h"
 
 #include "compat.h"
 #include "errors.h"
@@ -69,7 +71,14 @@ enum
 enum
 {
 	SEGMENT_SEGMENT = 1,
-	SEGMENT_DOCUMENTS
+	SEGMENT_DOCUMENTS,
+	SEGMENT_CREATED_AT,
+	SEGMENT_REFRESHED_AT
+};
+enum
+{
+	SETTING_NAME = 1,
+	SETTING_VALUE
 };
 
 /*
@@ -121,13 +130,21 @@ open_index(Relation rel, AttrNumber attnum)
 	elog(ERROR, "table \"%s\" has lost its index", RelationGetRelationName(rel));
 }
 
+/* The index is opened with the first reader, and closed by ta_search_close. */
 static void
-reader_open(TaIndexReader *reader, Relation rel, Relation index, Snapshot snapshot, int nkeys)
+use_table(TaIndexReader *reader, Oid nspid, const char *name, AttrNumber attnum)
 {
-	reader->rel = rel;
-	reader->index = index;
-	reader->slot = MakeSingleTupleTableSlot(RelationGetDescr(rel), table_slot_callbacks(rel));
-	reader->scan = ta_index_beginscan(rel, index, snapshot, nkeys);
+	if (reader->rel != NULL)
+		return;
+	reader->rel = open_table(nspid, name, false);
+	reader->index = open_index(reader->rel, attnum);
+}
+
+static void
+reader_open(TaIndexReader *reader, Snapshot snapshot, int nkeys)
+{
+	reader->slot = MakeSingleTupleTableSlot(RelationGetDescr(reader->rel), table_slot_callbacks(reader->rel));
+	reader->scan = ta_index_beginscan(reader->rel, reader->index, snapshot, nkeys);
 }
 
 static void
@@ -164,7 +181,9 @@ read_segments(TaSearch *search)
 	search->segments = palloc(sizeof(TaSegment) * size);
 	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
-		TaSegment *segment;
+		TaSegment  *segment;
+		TimestampTz created_at;
+		TimestampTz refreshed_at;
 
 		if (search->nsegments == size)
 		{
@@ -175,6 +194,10 @@ read_segments(TaSearch *search)
 		segment->segment = DatumGetInt32(slot_getattr(slot, SEGMENT_SEGMENT, &isnull));
 		segment->documents = DatumGetInt32(slot_getattr(slot, SEGMENT_DOCUMENTS, &isnull));
 		search->ndocuments += segment->documents;
+		created_at = DatumGetTimestampTz(slot_getattr(slot, SEGMENT_CREATED_AT, &isnull));
+		refreshed_at = DatumGetTimestampTz(slot_getattr(slot, SEGMENT_REFRESHED_AT, &isnull));
+		segment->postings_part = ta_cache_part(RelationGetRelid(rel), segment->segment, created_at, 0);
+		segment->documents_part = ta_cache_part(RelationGetRelid(rel), segment->segment, created_at, refreshed_at);
 	}
 	table_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
@@ -238,27 +261,46 @@ read_recents(TaSearch *search)
 	qsort(search->recents, search->nrecents, sizeof(TaRecent), compare_recents);
 }
 
-static const TaStatement read_settings = {
-	"SELECT (SELECT s.value #>> '{}' FROM @store@.store_settings s WHERE s.name = 'search_configuration'),"
-	" (SELECT (s.value #>> '{}')::float8 FROM @store@.store_settings s WHERE s.name = 'search_length'"
-	"   AND pg_catalog.jsonb_typeof(s.value) = 'number')",
-	0};
-
 /*
  * ta_search_settings
  *		A store's text search configuration, and the recorded length of its
- *		documents.  Needs an open frame.
+ *		documents.
  */
 void
 ta_search_settings(Oid nspid, Oid *config, double *length)
 {
-	bool  isnull;
-	Datum value;
+	Relation		rel = open_table(nspid, "store_settings", false);
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	TableScanDesc	scan = table_beginscan(rel, GetActiveSnapshot(), 0, NULL);
+	char		   *name = NULL;
 
-	ta_query(nspid, &read_settings, NULL, NULL);
-	*config = ta_search_config(ta_spi_text(0, 1) != NULL ? ta_spi_text(0, 1) : "english");
-	value = ta_spi_value(0, 2, &isnull);
-	*length = isnull || DatumGetFloat8(value) < 1 ? TA_LENGTH_BEFORE : DatumGetFloat8(value);
+	*length = TA_LENGTH_BEFORE;
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		bool	   isnull;
+		Datum	   key = slot_getattr(slot, SETTING_NAME, &isnull);
+		Datum	   value = slot_getattr(slot, SETTING_VALUE, &isnull);
+		text	  *key_text = DatumGetTextPP(key);
+		int		   key_length = VARSIZE_ANY_EXHDR(key_text);
+		JsonbValue scalar;
+
+		if (isnull || key_length < 13 || memcmp(VARDATA_ANY(key_text), "search_", 7) != 0)
+			continue;
+		if (!JsonbExtractScalar(&DatumGetJsonbP(value)->root, &scalar))
+			continue;
+		if (key_length == 20 && memcmp(VARDATA_ANY(key_text), "search_configuration", 20) == 0 &&
+			scalar.type == jbvString)
+			name = pnstrdup(scalar.val.string.val, scalar.val.string.len);
+		if (key_length == 13 && memcmp(VARDATA_ANY(key_text), "search_length", 13) == 0 &&
+			scalar.type == jbvNumeric)
+			*length = DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow, NumericGetDatum(scalar.val.numeric)));
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, NoLock);
+	*config = ta_search_config(name != NULL ? name : "english");
+	if (!(*length >= 1))
+		*length = TA_LENGTH_BEFORE;
 }
 
 /*
@@ -272,35 +314,36 @@ ta_search_open(Oid nspid)
 {
 	TaSearch *search = palloc0(sizeof(TaSearch));
 	Relation  rel;
-	TaFrame	  frame;
 
 	search->nspid = nspid;
+	search->products = open_table(nspid, "products", true);
 	search->snapshot = RegisterSnapshot(GetActiveSnapshot());
-
-	rel = open_table(nspid, "products", true);
-	table_close(rel, NoLock);
-
-	ta_frame_begin(&frame, ta_relation_owner(ta_search_table(nspid, "store_settings")));
+	ta_cache_begin(search);
 	ta_search_settings(nspid, &search->config, &search->average);
-	ta_frame_end(&frame);
-
 	read_segments(search);
 	read_recents(search);
-
-	rel = open_table(nspid, "search_postings", false);
-	search->postings.rel = rel;
-	search->postings.index = open_index(rel, POSTING_TERM);
-
-	rel = open_table(nspid, "search_documents", false);
-	reader_open(&search->chunks, rel, open_index(rel, CHUNK_SEGMENT), search->snapshot, 2);
 
 	rel = open_table(nspid, "inventory_stock", false);
 	search->has_stock = RelationGetNumberOfBlocks(rel) > 0;
 	search->stock.rel = rel;
 	if (search->has_stock)
-		reader_open(&search->stock, rel, open_index(rel, get_attnum(RelationGetRelid(rel), "product_id")),
-					search->snapshot, 1);
+	{
+		search->stock.index = open_index(rel, get_attnum(RelationGetRelid(rel), "product_id"));
+		reader_open(&search->stock, search->snapshot, 1);
+	}
 	return search;
+}
+
+static void
+unuse_table(TaIndexReader *reader)
+{
+	reader_close(reader);
+	if (reader->index != NULL)
+		index_close(reader->index, NoLock);
+	if (reader->rel != NULL)
+		table_close(reader->rel, NoLock);
+	reader->index = NULL;
+	reader->rel = NULL;
 }
 
 /*
@@ -310,18 +353,23 @@ ta_search_open(Oid nspid)
 void
 ta_search_close(TaSearch *search)
 {
-	reader_close(&search->chunks);
-	index_close(search->chunks.index, NoLock);
-	table_close(search->chunks.rel, NoLock);
-	index_close(search->postings.index, NoLock);
-	table_close(search->postings.rel, NoLock);
-	if (search->has_stock)
-	{
-		reader_close(&search->stock);
-		index_close(search->stock.index, NoLock);
-	}
-	table_close(search->stock.rel, NoLock);
+	unuse_table(&search->chunks);
+	unuse_table(&search->postings);
+	unuse_table(&search->stock);
+	table_close(search->products, NoLock);
 	UnregisterSnapshot(search->snapshot);
+	ta_cache_end(search);
+}
+
+/*
+ * ta_search_documents
+ *		The table search_documents, open as long as the search is.
+ */
+Relation
+ta_search_documents(TaSearch *search)
+{
+	use_table(&search->chunks, search->nspid, "search_documents", CHUNK_SEGMENT);
+	return search->chunks.rel;
 }
 
 /*
@@ -332,7 +380,10 @@ ta_search_close(TaSearch *search)
 void
 ta_list_open(TaSearch *search, TaIndexReader *reader, int nkeys)
 {
-	reader_open(reader, search->postings.rel, search->postings.index, search->snapshot, nkeys);
+	use_table(&search->postings, search->nspid, "search_postings", POSTING_TERM);
+	reader->rel = search->postings.rel;
+	reader->index = search->postings.index;
+	reader_open(reader, search->snapshot, nkeys);
 }
 
 void
@@ -405,23 +456,17 @@ ta_list_next(TaIndexReader *reader, TaBlock *block)
 }
 
 /*
- * ta_list_decode
- *		Reads the postings of the block that the reader stands on.
- *
- * The format: a byte for the width of a difference (1, 2 or 4), one for the
- * number of postings less one, the first document's number in four bytes, the
- * differences to those after it, then the impacts.  All little-endian.
+ * Takes a block apart.  The format: a byte for the width of a difference (1, 2
+ * or 4), one for the number of postings less one, the first document's number in
+ * four bytes, the differences to those after it, then the impacts.  All
+ * little-endian.
  */
-void
-ta_list_decode(TaIndexReader *reader, TaBlock *block)
+static void
+decode(const unsigned char *at, int length, TaBlock *block)
 {
-	bool				 isnull;
-	bytea				*data = DatumGetByteaPP(slot_getattr(reader->slot, POSTING_DATA, &isnull));
-	const unsigned char *at = (const unsigned char *) VARDATA_ANY(data);
-	int					 length = VARSIZE_ANY_EXHDR(data);
-	int					 width;
-	int					 n;
-	uint32				 doc;
+	int	   width;
+	int	   n;
+	uint32 doc;
 
 	if (length < 7)
 		elog(ERROR, "damaged block of search postings");
@@ -449,6 +494,46 @@ ta_list_decode(TaIndexReader *reader, TaBlock *block)
 			break;
 	}
 	memcpy(block->impacts, at, n);
+}
+
+/*
+ * ta_list_decode
+ *		Reads the postings of the block that the reader stands on.
+ */
+void
+ta_list_decode(TaIndexReader *reader, TaBlock *block)
+{
+	int			length;
+	const char *data = ta_list_packed(reader, &length);
+
+	decode((const unsigned char *) data, length, block);
+}
+
+/*
+ * ta_list_packed
+ *		The block that the reader stands on, as it is stored.
+ */
+const char *
+ta_list_packed(TaIndexReader *reader, int *length)
+{
+	bool   isnull;
+	bytea *data = DatumGetByteaPP(slot_getattr(reader->slot, POSTING_DATA, &isnull));
+
+	*length = VARSIZE_ANY_EXHDR(data);
+	return VARDATA_ANY(data);
+}
+
+/*
+ * ta_decode_block
+ *		Reads the postings of a block that is in memory.
+ */
+void
+ta_decode_block(const TaPostings *postings, int b, TaBlock *block)
+{
+	decode(postings->data + postings->offsets[b], postings->offsets[b + 1] - postings->offsets[b], block);
+	block->last = postings->lasts[b];
+	block->max = postings->maxes[b];
+	block->total = postings->total;
 }
 
 /*
@@ -494,6 +579,11 @@ ta_load_chunk(TaSearch *search, int32 segment, int32 chunk)
 
 	if (search->chunk.segment == segment && search->chunk.chunk == chunk)
 		return true;
+	if (search->chunks.scan == NULL)
+	{
+		(void) ta_search_documents(search);
+		reader_open(&search->chunks, search->snapshot, 2);
+	}
 	ScanKeyEntryInitialize(&keys[0], 0, 1, BTEqualStrategyNumber, InvalidOid, InvalidOid,
 						   F_INT4EQ, Int32GetDatum(segment));
 	ScanKeyEntryInitialize(&keys[1], 0, 2, BTEqualStrategyNumber, InvalidOid, InvalidOid,
@@ -587,18 +677,11 @@ ta_recent_impact(const TaRecent *recent, const char *term, int length, uint32 ha
 int64
 ta_document_frequency(TaSearch *search, const char *term, int length)
 {
-	TaIndexReader reader;
-	TaBlock		  block;
-	int64		  df = 0;
-	uint32		  hash = ta_term_hash(term, length);
+	int64  df = 0;
+	uint32 hash = ta_term_hash(term, length);
 
-	ta_list_open(search, &reader, 3);
 	for (int s = 0; s < search->nsegments; s++)
-	{
-		if (ta_list_seek(&reader, term, length, search->segments[s].segment, 0, &block))
-			df += block.total;
-	}
-	ta_list_close(&reader);
+		df += ta_postings(search, s, term, length, hash)->total;
 	for (int r = 0; r < search->nrecents; r++)
 	{
 		if (ta_recent_impact(&search->recents[r], term, length, hash) >= 0)

@@ -46,6 +46,7 @@ _PG_init(void)
 	ta_worker_init();
 	ta_audit_init();
 	ta_search_text_init();
+	ta_search_cache_init();
 
 	MarkGUCPrefixReserved("techally");
 }

@@ -9,12 +9,14 @@ INSERT INTO store_settings (name, value) VALUES ('search_configuration', '"engli
 CREATE TABLE search_segments (
     segment    integer     GENERATED ALWAYS AS IDENTITY CONSTRAINT search_segments_pkey PRIMARY KEY,
     documents  integer     NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    refreshed_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE search_segments IS 'Parts of the search index: sets of products, each written once';
 COMMENT ON COLUMN search_segments.segment IS 'Primary key';
 COMMENT ON COLUMN search_segments.documents IS 'Products that it was made of';
 COMMENT ON COLUMN search_segments.created_at IS 'When it was made';
+COMMENT ON COLUMN search_segments.refreshed_at IS 'When its rows of search_documents were last changed: what sessions remember of them is as old';
 COMMENT ON SEQUENCE search_segments_segment_seq IS 'Keys of search_segments';
 
 CREATE TABLE search_postings (

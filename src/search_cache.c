@@ -1,0 +1,425 @@
+/*-------------------------------------------------------------------------
+ *
+ * search_cache.c
+ *	  What a session remembers of the search tables: postings and rows of
+ *	  search_documents that it has read.
+ *
+ * Postings of a segment are never changed, and rows of search_documents only
+ * together with the refreshed_at of their segment.  A query reads the rows of
+ * search_segments under its own snapshot; what it finds there says which of the
+ * things remembered are still true, so that nothing has to be told to other
+ * sessions.  A segment is known by its table, its number and the time it was
+ * made; a number that comes again (a TRUNCATE that restarts it) has another
+ * time.
+ *
+ * Invariants:
+ * - What a query was given stays until the query is closed, or its memory goes:
+ *	 only a search that is opened while no other is open forgets.
+ * - Beyond techally.search_cache there is never more than what the queries that
+ *	 are open have read.
+ *
+ * Takes no locks of its own.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "utils/guc.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "search.h"
+
+#define MAX_PARTS 4096 /* segments that are told apart before all is forgotten */
+
+/* A segment, or (refreshed_at set) a state of its rows of search_documents. */
+typedef struct PartKey
+{
+	Oid	  relid;
+	int32 segment;
+	int64 created_at;
+	int64 refreshed_at;
+} PartKey;
+
+typedef struct Part
+{
+	PartKey key;
+	uint64	number;
+} Part;
+
+typedef struct ThingKey
+{
+	uint64 part;
+	uint32 hash; /* of the term, or the number of a chunk */
+	int16  kind; /* 0: a chunk */
+	uint16 salt; /* terms of one hash */
+} ThingKey;
+
+typedef struct Thing
+{
+	ThingKey key;
+	uint64	 used; /* number of the search that used it last */
+	Size	 size;
+	void	*data;
+} Thing;
+
+static int			 cache_limit = 16384; /* kB */
+static MemoryContext context = NULL;
+static HTAB			*parts = NULL;
+static HTAB			*things = NULL;
+static uint64		 last_part = 0;
+static uint64		 searches = 0;
+static int			 open_searches = 0;
+static Size			 total_size = 0;
+
+/*
+ * ta_search_cache_init
+ *		Defines techally.search_cache.  Called once, by _PG_init.
+ */
+void
+ta_search_cache_init(void)
+{
+	DefineCustomIntVariable("techally.search_cache",
+							"Memory in which a session keeps what it read of search.",
+							"What a single search reads may exceed it until the search is over.",
+							&cache_limit, 16384, 0, 1024 * 1024, PGC_USERSET, GUC_UNIT_KB, NULL, NULL, NULL);
+}
+
+static void
+forget_all(void)
+{
+	if (context != NULL)
+		MemoryContextDelete(context);
+	context = NULL;
+	parts = things = NULL;
+	total_size = 0;
+}
+
+static int
+compare_used(const void *a, const void *b)
+{
+	uint64 x = (*(Thing *const *) a)->used;
+	uint64 y = (*(Thing *const *) b)->used;
+
+	return x < y ? -1 : (x > y ? 1 : 0);
+}
+
+/* Forgets what was not used for longest, a quarter more than it must. */
+static void
+forget_some(void)
+{
+	Size			limit = (Size) cache_limit * 1024;
+	long			count;
+	long			n = 0;
+	Thing		  **order;
+	HASH_SEQ_STATUS status;
+	Thing		   *thing;
+
+	if (things == NULL || total_size <= limit)
+		return;
+	if (limit == 0)
+	{
+		forget_all();
+		return;
+	}
+	count = hash_get_num_entries(things);
+	order = palloc_extended(sizeof(Thing *) * count, MCXT_ALLOC_HUGE);
+	hash_seq_init(&status, things);
+	while ((thing = hash_seq_search(&status)) != NULL)
+		order[n++] = thing;
+	qsort(order, n, sizeof(Thing *), compare_used);
+	for (long i = 0; i < n && total_size > limit / 4 * 3; i++)
+	{
+		total_size -= order[i]->size;
+		pfree(order[i]->data);
+		hash_search(things, &order[i]->key, HASH_REMOVE, NULL);
+	}
+	pfree(order);
+}
+
+static void
+search_is_gone(void *arg)
+{
+	TaSearch *search = (TaSearch *) arg;
+
+	if (search->counted)
+		open_searches--;
+	search->counted = false;
+}
+
+/*
+ * ta_cache_begin
+ *		A search begins: what it is given stays until ta_cache_end, or until the
+ *		memory context that is current now goes.
+ */
+void
+ta_cache_begin(TaSearch *search)
+{
+	if (open_searches == 0)
+	{
+		forget_some();
+		if (parts != NULL && hash_get_num_entries(parts) > MAX_PARTS)
+			forget_all();
+	}
+	searches++;
+	if (context == NULL)
+	{
+		HASHCTL		  ctl = {0};
+		MemoryContext made = AllocSetContextCreate(TopMemoryContext, "techally search cache", ALLOCSET_DEFAULT_SIZES);
+
+		ctl.hcxt = made;
+		ctl.keysize = sizeof(PartKey);
+		ctl.entrysize = sizeof(Part);
+		parts = hash_create("techally search segments", 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		ctl.keysize = sizeof(ThingKey);
+		ctl.entrysize = sizeof(Thing);
+		things = hash_create("techally search things", 1024, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		context = made;
+	}
+	search->gone.func = search_is_gone;
+	search->gone.arg = search;
+	MemoryContextRegisterResetCallback(CurrentMemoryContext, &search->gone);
+	search->counted = true;
+	open_searches++;
+}
+
+void
+ta_cache_end(TaSearch *search)
+{
+	search_is_gone(search);
+}
+
+/*
+ * ta_cache_part
+ *		The number under which a segment is remembered; with refreshed_at, that
+ *		of its rows of search_documents as they were then.
+ */
+uint64
+ta_cache_part(Oid relid, int32 segment, int64 created_at, int64 refreshed_at)
+{
+	PartKey key;
+	Part   *part;
+	bool	found;
+
+	memset(&key, 0, sizeof(key));
+	key.relid = relid;
+	key.segment = segment;
+	key.created_at = created_at;
+	key.refreshed_at = refreshed_at;
+	part = hash_search(parts, &key, HASH_ENTER, &found);
+	if (!found)
+		part->number = ++last_part;
+	return part->number;
+}
+
+static void *
+remembered(const ThingKey *key)
+{
+	Thing *thing = hash_search(things, key, HASH_FIND, NULL);
+
+	if (thing == NULL)
+		return NULL;
+	thing->used = searches;
+	return thing->data;
+}
+
+/* Room for a thing that is not remembered yet; whoever asks fills it at once. */
+static void *
+remember(const ThingKey *key, Size size)
+{
+	void  *data = MemoryContextAllocHuge(context, size);
+	Thing *thing;
+
+	thing = hash_search(things, key, HASH_ENTER, NULL);
+	thing->used = searches;
+	thing->size = size + sizeof(Thing) + 32;
+	thing->data = data;
+	total_size += thing->size;
+	return data;
+}
+
+/*
+ * ta_chunk
+ *		A row of search_documents; NULL where it is not there.
+ */
+const TaChunk *
+ta_chunk(TaSearch *search, int s, int32 number)
+{
+	ThingKey key = {search->segments[s].documents_part, (uint32) number, 0, 0};
+	TaChunk *chunk = remembered(&key);
+
+	if (chunk != NULL)
+		return chunk;
+	if (!ta_load_chunk(search, search->segments[s].segment, number))
+		return NULL;
+	chunk = remember(&key, sizeof(TaChunk));
+	memcpy(chunk, &search->chunk, sizeof(TaChunk));
+	return chunk;
+}
+
+/* The key of a term's postings, or where one would go. */
+static TaPostings *
+find_postings(ThingKey *key, uint64 part, const char *term, int length, uint32 hash)
+{
+	key->part = part;
+	key->hash = hash;
+	key->kind = (int16) (length + 1);
+	for (key->salt = 0;; key->salt++)
+	{
+		TaPostings *postings = remembered(key);
+
+		if (postings == NULL || memcmp(postings->term, term, length) == 0)
+			return postings;
+	}
+}
+
+/* A block's head, as ta_list_seek reads it. */
+typedef struct Head
+{
+	int32 last;
+	int	  max;
+} Head;
+
+/* Postings while they are read. */
+typedef struct Reading
+{
+	int			   total;
+	int			   nblocks;
+	int			   size;
+	Head		  *heads;
+	uint32		  *offsets;
+	StringInfoData data;
+} Reading;
+
+static void
+read_block(Reading *reading, TaIndexReader *reader, const TaBlock *block)
+{
+	int			length;
+	const char *data = ta_list_packed(reader, &length);
+
+	if (reading->nblocks == reading->size)
+	{
+		reading->size *= 2;
+		reading->heads = repalloc_huge(reading->heads, sizeof(Head) * reading->size);
+		reading->offsets = repalloc_huge(reading->offsets, sizeof(uint32) * reading->size);
+	}
+	reading->total = block->total;
+	reading->heads[reading->nblocks].last = block->last;
+	reading->heads[reading->nblocks].max = block->max;
+	reading->offsets[reading->nblocks++] = (uint32) reading->data.len;
+	appendBinaryStringInfo(&reading->data, data, length);
+}
+
+/* The greatest impact in each range of a segment. */
+static void
+fill_ranges(TaPostings *postings, int nranges)
+{
+	TaBlock *block = palloc(sizeof(TaBlock));
+
+	for (int b = 0; b < postings->nblocks; b++)
+	{
+		ta_decode_block(postings, b, block);
+		for (int i = 0; i < block->count; i++)
+		{
+			int range = block->docs[i] / TA_RANGE;
+
+			if (range < nranges && postings->ranges[range] < block->impacts[i])
+				postings->ranges[range] = block->impacts[i];
+		}
+	}
+	pfree(block);
+}
+
+/* Puts postings together in one piece of memory. */
+static TaPostings *
+keep_postings(const ThingKey *key, const TaSegment *segment, const char *term, int length, const Reading *reading)
+{
+	int			nblocks = reading->nblocks;
+	int			nranges = reading->total >= TA_BLOCK_SIZE ? segment->documents / TA_RANGE + 1 : 0;
+	Size		lasts_at = MAXALIGN(sizeof(TaPostings));
+	Size		offsets_at = lasts_at + sizeof(int32) * nblocks;
+	Size		maxes_at = offsets_at + sizeof(uint32) * (nblocks + 1);
+	Size		ranges_at = maxes_at + nblocks;
+	Size		term_at = ranges_at + nranges;
+	Size		data_at = term_at + length;
+	char	   *memory = MemoryContextAllocHuge(CurrentMemoryContext, data_at + reading->data.len);
+	TaPostings *postings = (TaPostings *) memory;
+	char	   *kept;
+
+	postings->total = reading->total;
+	postings->nblocks = nblocks;
+	postings->lasts = (int32 *) (memory + lasts_at);
+	postings->offsets = (uint32 *) (memory + offsets_at);
+	postings->maxes = (uint8 *) (memory + maxes_at);
+	postings->ranges = nranges > 0 ? (uint8 *) (memory + ranges_at) : NULL;
+	postings->term = memory + term_at;
+	postings->data = (unsigned char *) (memory + data_at);
+	memcpy(memory + term_at, term, length);
+	memcpy(memory + data_at, reading->data.data, reading->data.len);
+	for (int b = 0; b < nblocks; b++)
+	{
+		postings->lasts[b] = reading->heads[b].last;
+		postings->maxes[b] = (uint8) reading->heads[b].max;
+		postings->offsets[b] = reading->offsets[b];
+	}
+	postings->offsets[nblocks] = (uint32) reading->data.len;
+	if (nranges > 0)
+	{
+		memset(postings->ranges, 0, nranges);
+		fill_ranges(postings, nranges);
+	}
+
+	/* nothing can fail from here on */
+	kept = remember(key, data_at + reading->data.len);
+	memcpy(kept, memory, data_at + reading->data.len);
+	postings = (TaPostings *) kept;
+	postings->lasts = (int32 *) (kept + lasts_at);
+	postings->offsets = (uint32 *) (kept + offsets_at);
+	postings->maxes = (uint8 *) (kept + maxes_at);
+	postings->ranges = nranges > 0 ? (uint8 *) (kept + ranges_at) : NULL;
+	postings->term = kept + term_at;
+	postings->data = (unsigned char *) (kept + data_at);
+	return postings;
+}
+
+/*
+ * ta_postings
+ *		The postings of a term in a segment, from memory or read.
+ */
+const TaPostings *
+ta_postings(TaSearch *search, int s, const char *term, int length, uint32 hash)
+{
+	const TaSegment *segment = &search->segments[s];
+	ThingKey		 key;
+	TaPostings		*postings = find_postings(&key, segment->postings_part, term, length, hash);
+	TaIndexReader	 reader;
+	Reading			 reading = {0};
+	MemoryContext	 caller;
+	MemoryContext	 here;
+	TaBlock			 block;
+
+	if (postings != NULL)
+		return postings;
+
+	here = AllocSetContextCreate(CurrentMemoryContext, "techally search postings", ALLOCSET_DEFAULT_SIZES);
+	caller = MemoryContextSwitchTo(here);
+	reading.size = 16;
+	reading.heads = palloc(sizeof(Head) * reading.size);
+	reading.offsets = palloc(sizeof(uint32) * reading.size);
+	initStringInfo(&reading.data);
+	ta_list_open(search, &reader, 3);
+	for (bool found = ta_list_seek(&reader, term, length, segment->segment, 0, &block); found;
+		 found = ta_list_next(&reader, &block))
+	{
+		read_block(&reading, &reader, &block);
+		CHECK_FOR_INTERRUPTS();
+	}
+	ta_list_close(&reader);
+	postings = keep_postings(&key, segment, term, length, &reading);
+	MemoryContextSwitchTo(caller);
+	MemoryContextDelete(here);
+	return postings;
+}
