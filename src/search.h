@@ -28,8 +28,9 @@
 #define TA_BLOCK_SIZE	 256 /* postings in a row of search_postings */
 #define TA_CHUNK_SIZE	 60	 /* products in a row of search_documents */
 #define TA_RANGE		 512 /* documents for which the greatest impact of a term is known */
-#define TA_MAX_WORDS	 16	 /* words of a query that count */
-#define TA_MAX_LISTS	 64	 /* terms that those words can stand for */
+#define TA_RANGE_WORDS	 (TA_RANGE / 64)
+#define TA_MAX_WORDS	 16 /* words of a query that count */
+#define TA_MAX_LISTS	 64 /* terms that those words can stand for */
 #define TA_IMPACT_MAX	 255
 #define TA_WEIGHT_SCALE	 64 /* of a term's weight, which is a whole number */
 #define TA_FEW_FULL		 1	/* full matches below which others are shown, too */
@@ -142,17 +143,21 @@ typedef struct TaChunk
 	float4	  popularity[TA_CHUNK_SIZE];
 } TaChunk;
 
-/* The postings of a term in a segment, all of them; memory is search_cache.c's. */
+/*
+ * The postings of a term in a segment, all of them, as a session keeps them;
+ * memory is search_cache.c's.  Of a term that many documents have, a bit for
+ * each document and the number of postings before each range; of others, the
+ * documents.
+ */
 typedef struct TaPostings
 {
-	int			   total;
-	int			   nblocks;
-	int32		  *lasts;	/* of each block */
-	uint8		  *maxes;	/* greatest impact in each block */
-	uint32		  *offsets; /* of each block in data, and the end */
-	uint8		  *ranges;	/* greatest impact in each range of documents; NULL where they are few */
-	unsigned char *data;	/* the blocks, packed */
-	const char	  *term;
+	int			total;
+	int32	   *docs;  /* NULL where there are bits */
+	uint64	   *bits;  /* up to a whole range */
+	uint32	   *ranks; /* beside bits */
+	uint8	   *impacts;
+	uint8	   *ranges; /* greatest impact in each range; NULL where documents are few */
+	const char *term;
 } TaPostings;
 
 /* The search tables of a store, open for one call. */
@@ -207,8 +212,6 @@ extern bool		   ta_list_seek(TaIndexReader *reader, const char *term, int length
 								int32 doc, TaBlock *block);
 extern bool		   ta_list_next(TaIndexReader *reader, TaBlock *block);
 extern void		   ta_list_decode(TaIndexReader *reader, TaBlock *block);
-extern const char *ta_list_packed(TaIndexReader *reader, int *length);
-extern void		   ta_decode_block(const TaPostings *postings, int b, TaBlock *block);
 extern bool		   ta_load_chunk(TaSearch *search, int32 segment, int32 chunk);
 extern void		   ta_read_chunk(TupleTableSlot *slot, TaChunk *chunk);
 extern int		   ta_find_recent(TaSearch *search, const pg_uuid_t *id);
@@ -226,6 +229,8 @@ extern void				 ta_cache_begin(TaSearch *search);
 extern void				 ta_cache_end(TaSearch *search);
 extern uint64			 ta_cache_part(Oid relid, int32 segment, int64 created_at, int64 refreshed_at);
 extern const TaChunk	*ta_chunk(TaSearch *search, int s, int32 number);
+extern int				 ta_first_posting(const TaPostings *postings, int32 doc);
+extern int32			 ta_next_posting(const TaPostings *postings, int32 doc);
 extern const TaPostings *ta_postings(TaSearch *search, int s, const char *term, int length, uint32 hash);
 
 /* search_document.c */

@@ -26,6 +26,7 @@
 
 #include "common/hashfn.h"
 #include "miscadmin.h"
+#include "port/pg_bitutils.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
@@ -276,112 +277,90 @@ find_postings(ThingKey *key, uint64 part, const char *term, int length, uint32 h
 	}
 }
 
-/* A block's head, as ta_list_seek reads it. */
-typedef struct Head
-{
-	int32 last;
-	int	  max;
-} Head;
-
 /* Postings while they are read. */
 typedef struct Reading
 {
-	int			   total;
-	int			   nblocks;
-	int			   size;
-	Head		  *heads;
-	uint32		  *offsets;
-	StringInfoData data;
+	int	   total;
+	int	   count;
+	int32 *docs;
+	uint8 *impacts;
 } Reading;
 
 static void
-read_block(Reading *reading, TaIndexReader *reader, const TaBlock *block)
+read_block(Reading *reading, const TaSegment *segment, const TaBlock *block)
 {
-	int			length;
-	const char *data = ta_list_packed(reader, &length);
-
-	if (reading->nblocks == reading->size)
+	if (reading->docs == NULL)
 	{
-		reading->size *= 2;
-		reading->heads = repalloc_huge(reading->heads, sizeof(Head) * reading->size);
-		reading->offsets = repalloc_huge(reading->offsets, sizeof(uint32) * reading->size);
+		if (block->total < 1 || block->total > segment->documents)
+			elog(ERROR, "damaged search postings");
+		reading->total = block->total;
+		reading->docs = palloc_extended(sizeof(int32) * block->total, MCXT_ALLOC_HUGE);
+		reading->impacts = palloc_extended(block->total, MCXT_ALLOC_HUGE);
 	}
-	reading->total = block->total;
-	reading->heads[reading->nblocks].last = block->last;
-	reading->heads[reading->nblocks].max = block->max;
-	reading->offsets[reading->nblocks++] = (uint32) reading->data.len;
-	appendBinaryStringInfo(&reading->data, data, length);
-}
-
-/* The greatest impact in each range of a segment. */
-static void
-fill_ranges(TaPostings *postings, int nranges)
-{
-	TaBlock *block = palloc(sizeof(TaBlock));
-
-	for (int b = 0; b < postings->nblocks; b++)
-	{
-		ta_decode_block(postings, b, block);
-		for (int i = 0; i < block->count; i++)
-		{
-			int range = block->docs[i] / TA_RANGE;
-
-			if (range < nranges && postings->ranges[range] < block->impacts[i])
-				postings->ranges[range] = block->impacts[i];
-		}
-	}
-	pfree(block);
+	if (block->count > reading->total - reading->count || block->docs[block->count - 1] >= segment->documents ||
+		block->docs[0] < 0 || (reading->count > 0 && reading->docs[reading->count - 1] >= block->docs[0]))
+		elog(ERROR, "damaged search postings");
+	memcpy(reading->docs + reading->count, block->docs, sizeof(int32) * block->count);
+	memcpy(reading->impacts + reading->count, block->impacts, block->count);
+	reading->count += block->count;
 }
 
 /* Puts postings together in one piece of memory. */
 static TaPostings *
 keep_postings(const ThingKey *key, const TaSegment *segment, const char *term, int length, const Reading *reading)
 {
-	int			nblocks = reading->nblocks;
-	int			nranges = reading->total >= TA_BLOCK_SIZE ? segment->documents / TA_RANGE + 1 : 0;
-	Size		lasts_at = MAXALIGN(sizeof(TaPostings));
-	Size		offsets_at = lasts_at + sizeof(int32) * nblocks;
-	Size		maxes_at = offsets_at + sizeof(uint32) * (nblocks + 1);
-	Size		ranges_at = maxes_at + nblocks;
-	Size		term_at = ranges_at + nranges;
-	Size		data_at = term_at + length;
-	char	   *memory = MemoryContextAllocHuge(CurrentMemoryContext, data_at + reading->data.len);
+	int			total = reading->total;
+	bool		dense = total >= TA_RANGE && total >= segment->documents / 32;
+	int			nranges = segment->documents / TA_RANGE + 1;
+	Size		docs_at = MAXALIGN(sizeof(TaPostings));
+	Size		bits_at = docs_at + (dense ? 0 : MAXALIGN(sizeof(int32) * total));
+	Size		ranks_at = bits_at + (dense ? (Size) nranges * TA_RANGE / 8 : 0);
+	Size		ranges_at = ranks_at + (dense ? MAXALIGN(sizeof(uint32) * (nranges + 1)) : 0);
+	Size		impacts_at = ranges_at + (total >= TA_BLOCK_SIZE ? nranges : 0);
+	Size		term_at = impacts_at + total;
+	char	   *memory = remember(key, term_at + length);
 	TaPostings *postings = (TaPostings *) memory;
-	char	   *kept;
 
-	postings->total = reading->total;
-	postings->nblocks = nblocks;
-	postings->lasts = (int32 *) (memory + lasts_at);
-	postings->offsets = (uint32 *) (memory + offsets_at);
-	postings->maxes = (uint8 *) (memory + maxes_at);
-	postings->ranges = nranges > 0 ? (uint8 *) (memory + ranges_at) : NULL;
+	postings->total = total;
+	postings->docs = dense ? NULL : (int32 *) (memory + docs_at);
+	postings->bits = dense ? (uint64 *) (memory + bits_at) : NULL;
+	postings->ranks = dense ? (uint32 *) (memory + ranks_at) : NULL;
+	postings->ranges = total >= TA_BLOCK_SIZE ? (uint8 *) (memory + ranges_at) : NULL;
+	postings->impacts = (uint8 *) (memory + impacts_at);
 	postings->term = memory + term_at;
-	postings->data = (unsigned char *) (memory + data_at);
 	memcpy(memory + term_at, term, length);
-	memcpy(memory + data_at, reading->data.data, reading->data.len);
-	for (int b = 0; b < nblocks; b++)
+	if (total == 0)
+		return postings;
+
+	memcpy(postings->impacts, reading->impacts, total);
+	if (!dense)
+		memcpy(postings->docs, reading->docs, sizeof(int32) * total);
+	else
 	{
-		postings->lasts[b] = reading->heads[b].last;
-		postings->maxes[b] = (uint8) reading->heads[b].max;
-		postings->offsets[b] = reading->offsets[b];
+		int range = 0;
+
+		memset(postings->bits, 0, (Size) nranges * TA_RANGE / 8);
+		for (int i = 0; i < total; i++)
+		{
+			int32 doc = reading->docs[i];
+
+			while (range * TA_RANGE <= doc)
+				postings->ranks[range++] = i;
+			postings->bits[doc >> 6] |= UINT64CONST(1) << (doc & 63);
+		}
+		while (range <= nranges)
+			postings->ranks[range++] = total;
 	}
-	postings->offsets[nblocks] = (uint32) reading->data.len;
-	if (nranges > 0)
+	if (postings->ranges != NULL)
 	{
 		memset(postings->ranges, 0, nranges);
-		fill_ranges(postings, nranges);
-	}
+		for (int i = 0; i < total; i++)
+		{
+			uint8 *range = &postings->ranges[reading->docs[i] / TA_RANGE];
 
-	/* nothing can fail from here on */
-	kept = remember(key, data_at + reading->data.len);
-	memcpy(kept, memory, data_at + reading->data.len);
-	postings = (TaPostings *) kept;
-	postings->lasts = (int32 *) (kept + lasts_at);
-	postings->offsets = (uint32 *) (kept + offsets_at);
-	postings->maxes = (uint8 *) (kept + maxes_at);
-	postings->ranges = nranges > 0 ? (uint8 *) (kept + ranges_at) : NULL;
-	postings->term = kept + term_at;
-	postings->data = (unsigned char *) (kept + data_at);
+			*range = Max(*range, reading->impacts[i]);
+		}
+	}
 	return postings;
 }
 
@@ -406,20 +385,68 @@ ta_postings(TaSearch *search, int s, const char *term, int length, uint32 hash)
 
 	here = AllocSetContextCreate(CurrentMemoryContext, "techally search postings", ALLOCSET_DEFAULT_SIZES);
 	caller = MemoryContextSwitchTo(here);
-	reading.size = 16;
-	reading.heads = palloc(sizeof(Head) * reading.size);
-	reading.offsets = palloc(sizeof(uint32) * reading.size);
-	initStringInfo(&reading.data);
 	ta_list_open(search, &reader, 3);
 	for (bool found = ta_list_seek(&reader, term, length, segment->segment, 0, &block); found;
 		 found = ta_list_next(&reader, &block))
 	{
-		read_block(&reading, &reader, &block);
+		ta_list_decode(&reader, &block);
+		read_block(&reading, segment, &block);
 		CHECK_FOR_INTERRUPTS();
 	}
 	ta_list_close(&reader);
+	if (reading.count != reading.total)
+		elog(ERROR, "damaged search postings");
 	postings = keep_postings(&key, segment, term, length, &reading);
 	MemoryContextSwitchTo(caller);
 	MemoryContextDelete(here);
 	return postings;
+}
+
+/*
+ * ta_first_posting
+ *		The number of the first of a term's postings whose document is not less
+ *		than doc; where the term has its documents listed.
+ */
+int
+ta_first_posting(const TaPostings *postings, int32 doc)
+{
+	int low = 0;
+	int high = postings->total;
+
+	while (low < high)
+	{
+		int middle = (low + high) / 2;
+
+		if (postings->docs[middle] < doc)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+/*
+ * ta_next_posting
+ *		The first document that has a term and is not before doc, -1: none.
+ */
+int32
+ta_next_posting(const TaPostings *postings, int32 doc)
+{
+	int i;
+
+	if (postings->bits == NULL)
+	{
+		i = ta_first_posting(postings, doc);
+		return i < postings->total ? postings->docs[i] : -1;
+	}
+	for (;; doc = (doc | 63) + 1)
+	{
+		uint64 word;
+
+		if (postings->ranks[doc / TA_RANGE] >= (uint32) postings->total && doc % TA_RANGE == 0)
+			return -1;
+		word = postings->bits[doc >> 6] & (~UINT64CONST(0) << (doc & 63));
+		if (word != 0)
+			return (doc & ~63) + pg_rightmost_one_pos64(word);
+	}
 }

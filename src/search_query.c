@@ -724,7 +724,6 @@ ta_surface(TaSearch *search, const char *term, int length)
 {
 	pg_uuid_t	  id;
 	bool		  found = false;
-	TaBlock		 *block = palloc(sizeof(TaBlock));
 	SurfaceSearch surface = {term, length, NULL};
 	uint32		  hash = ta_term_hash(term, length);
 	MemoryContext caller = CurrentMemoryContext;
@@ -733,13 +732,11 @@ ta_surface(TaSearch *search, const char *term, int length)
 	{
 		const TaPostings *postings = ta_postings(search, s, term, length, hash);
 
-		if (postings->nblocks == 0)
-			continue;
-		ta_decode_block(postings, 0, block);
-		for (int i = 0; !found && i < block->count; i++)
+		for (int32 doc = ta_next_posting(postings, 0), tries = 0; !found && doc >= 0 && tries < 256;
+			 doc = ta_next_posting(postings, doc + 1), tries++)
 		{
-			const TaChunk *chunk = ta_chunk(search, s, block->docs[i] / TA_CHUNK_SIZE);
-			int			   at = block->docs[i] % TA_CHUNK_SIZE;
+			const TaChunk *chunk = ta_chunk(search, s, doc / TA_CHUNK_SIZE);
+			int			   at = doc % TA_CHUNK_SIZE;
 
 			if (chunk != NULL && at < chunk->count && (chunk->live & (UINT64CONST(1) << at)) != 0)
 			{

@@ -14,10 +14,13 @@
  * from the best down, over all segments, until none can hold a document that
  * goes before the worst of the best so far.
  *
- * In every other order, and for whoever wants all that match, the documents of
- * a segment are read in windows: every list adds its part to the scores, and one
- * pass over them finds the candidates.  Windows in which some word has no posting
- * are not visited.
+ * Which documents of a range have which words is told by bits, 512 of them a
+ * list: those with all words are their conjunction, and counting them in parallel
+ * tells how many words each has.  A range is visited once for every number of
+ * words that its documents have, as long as that would do.
+ *
+ * In every other order, and for whoever wants all that match, all ranges of all
+ * segments are visited, and nothing is scored.
  *
  * A product is looked up only when its score would do.  Documents of a segment
  * ascend by key, so that of many equal scores the first suffice.
@@ -34,19 +37,18 @@
 #include "search.h"
 #include "spi_util.h"
 
-#define WINDOW		 8192
-#define SMALL_WINDOW 64
-#define RARE_GAP	 256 /* documents from one to the next, from which windows are small */
+#define COUNT_PLANES 5										 /* bits of a number of words */
+#define WORDS		 ((UINT32CONST(1) << TA_FILTER_BIT) - 1) /* of a mask */
 
+/* A list of the query, and what it says of the range at hand. */
 typedef struct Cursor
 {
 	TaList			  *list;
 	const TaPostings **postings; /* of each segment */
-	const TaPostings  *current;
-	int				   segment;
-	int				   b; /* block that is taken apart, -1: none */
-	int				   pos;
-	TaBlock			   block;
+	bool			   any;		 /* some document of the range has it */
+	int				   base;	 /* its postings before the range */
+	uint64			   bits[TA_RANGE_WORDS];
+	int				   before[TA_RANGE_WORDS]; /* its postings before each word of bits */
 } Cursor;
 
 /* What lost against the worst of the best by its key alone; so do those after it. */
@@ -64,6 +66,7 @@ typedef struct Ranking
 	TaQuery		*query;
 	uint32		 required; /* bits that a product must have */
 	int			 coverage; /* words that it must have at least */
+	bool		 full;	   /* which is all that are known */
 	int			 limit;
 	const TaHit *after;
 	TaVisitor	 visitor; /* wants them all */
@@ -76,9 +79,6 @@ typedef struct Ranking
 	LostTie		*ties; /* of each segment */
 	int			 ncursors;
 	Cursor		*cursors;
-	int32		*scores;
-	uint32		*masks;
-	uint64		*touched; /* a bit for each document of the window */
 } Ranking;
 
 /*
@@ -310,7 +310,7 @@ typedef struct Kept
 
 /* Considers a product whose words and score are known. */
 static void
-consider(Ranking *ranking, uint32 mask, int32 score, Kept *kept)
+consider(Ranking *ranking, int coverage, int32 score, Kept *kept)
 {
 	TaSearch *search = ranking->search;
 	TaQuery	 *query = ranking->query;
@@ -322,7 +322,7 @@ consider(Ranking *ranking, uint32 mask, int32 score, Kept *kept)
 		if (kept->price < query->price_min || kept->price > query->price_max)
 			return;
 	}
-	hit.coverage = pg_popcount32(mask & ((UINT32CONST(1) << TA_FILTER_BIT) - 1));
+	hit.coverage = coverage;
 	hit.score = score;
 	hit.id = *kept->id;
 	hit.segment = kept->segment;
@@ -380,7 +380,7 @@ consider(Ranking *ranking, uint32 mask, int32 score, Kept *kept)
 }
 
 static void
-consider_document(Ranking *ranking, int s, int32 doc, uint32 mask, int32 score)
+consider_document(Ranking *ranking, int s, int32 doc, int coverage, int32 score)
 {
 	Kept		   kept;
 	TaSearch	  *search = ranking->search;
@@ -399,245 +399,205 @@ consider_document(Ranking *ranking, int s, int32 doc, uint32 mask, int32 score)
 	kept.price = chunk->prices[i];
 	kept.created = chunk->created[i];
 	kept.popularity = chunk->popularity[i];
-	consider(ranking, mask, score, &kept);
+	consider(ranking, coverage, score, &kept);
 }
 
 static void
-consider_recent(Ranking *ranking, int r, uint32 mask, int32 score)
+consider_recent(Ranking *ranking, int r, int coverage, int32 score)
 {
 	TaRecent *recent = &ranking->search->recents[r];
 	Kept	  kept = {&recent->id, -1, r, recent->price, recent->created, recent->popularity};
 
-	consider(ranking, mask, score, &kept);
-}
-
-/*
- * Cursors
- */
-
-static inline void
-cursor_load(Cursor *cursor, int b)
-{
-	if (cursor->b != b && b < cursor->current->nblocks)
-		ta_decode_block(cursor->current, b, &cursor->block);
-	cursor->b = b;
-	cursor->pos = 0;
-}
-
-static void
-cursor_start(Cursor *cursor, int s)
-{
-	cursor->current = cursor->postings[s];
-	cursor->segment = s;
-	cursor->b = -1;
-	cursor_load(cursor, 0);
-}
-
-static inline bool
-at_end(const Cursor *cursor)
-{
-	return cursor->b >= cursor->current->nblocks;
-}
-
-/* The first block, not before b, that ends at doc or after it. */
-static int
-find_block(const TaPostings *postings, int b, int32 doc)
-{
-	int step = 1;
-	int high;
-
-	while (b < postings->nblocks && postings->lasts[b] < doc)
-	{
-		b += step;
-		step *= 2;
-	}
-	high = Min(b, postings->nblocks);
-	b = Max(0, b - step / 2);
-	while (b < high)
-	{
-		int middle = (b + high) / 2;
-
-		if (postings->lasts[middle] < doc)
-			b = middle + 1;
-		else
-			high = middle;
-	}
-	return b;
-}
-
-/* Goes to the first posting that is not before doc. */
-static void
-cursor_to(Cursor *cursor, int32 doc)
-{
-	if (at_end(cursor))
-		return;
-	if (cursor->block.last < doc)
-		cursor_load(cursor, find_block(cursor->current, cursor->b, doc));
-	if (at_end(cursor))
-		return;
-	while (cursor->block.docs[cursor->pos] < doc)
-		cursor->pos++; /* the block's last is none less */
-}
-
-static inline int32
-cursor_doc(const Cursor *cursor)
-{
-	return at_end(cursor) ? PG_INT32_MAX : cursor->block.docs[cursor->pos];
-}
-
-/* Adds a list's postings before end to the window that begins at start. */
-static void
-cursor_add(Ranking *ranking, Cursor *cursor, int32 start, int32 end)
-{
-	int32  weight = cursor->list->weight;
-	uint32 mask = cursor->list->mask;
-
-	while (!at_end(cursor) && cursor->block.docs[cursor->pos] < end)
-	{
-		TaBlock *block = &cursor->block;
-		int		 pos = cursor->pos;
-
-		for (; pos < block->count && block->docs[pos] < end; pos++)
-		{
-			int i = block->docs[pos] - start;
-
-			ranking->scores[i] += weight * block->impacts[pos];
-			ranking->masks[i] |= mask;
-			ranking->touched[i >> 6] |= UINT64CONST(1) << (i & 63);
-		}
-		cursor->pos = pos;
-		if (pos < block->count)
-			return;
-		cursor_load(cursor, cursor->b + 1);
-	}
-}
-
-/* The first document, not before doc, that may have all required bits. */
-static int32
-next_document(Ranking *ranking)
-{
-	int32  result = 0;
-	uint32 bits = ranking->required;
-
-	if (bits == 0)
-	{
-		result = PG_INT32_MAX;
-		for (int c = 0; c < ranking->ncursors; c++)
-		{
-			if ((ranking->cursors[c].list->mask & TA_EXCLUDED_BIT) == 0)
-				result = Min(result, cursor_doc(&ranking->cursors[c]));
-		}
-		return result;
-	}
-	while (bits != 0)
-	{
-		uint32 bit = bits & -bits;
-		int32  first = PG_INT32_MAX;
-
-		bits &= ~bit;
-		for (int c = 0; c < ranking->ncursors; c++)
-		{
-			if (ranking->cursors[c].list->mask & bit)
-				first = Min(first, cursor_doc(&ranking->cursors[c]));
-		}
-		result = Max(result, first);
-	}
-	return result;
-}
-
-/* Small windows where the rarest of the required words leaves wide gaps. */
-static int
-window_size(Ranking *ranking, const TaSegment *segment)
-{
-	uint32 bits = ranking->required;
-	int64  rarest = PG_INT64_MAX;
-
-	while (bits != 0)
-	{
-		uint32 bit = bits & -bits;
-		int64  df = 0;
-
-		bits &= ~bit;
-		for (int c = 0; c < ranking->ncursors; c++)
-		{
-			if (ranking->cursors[c].list->mask & bit)
-				df += ranking->cursors[c].list->df;
-		}
-		rarest = Min(rarest, df);
-	}
-	return rarest != PG_INT64_MAX && ranking->search->ndocuments / Max(rarest, 1) > RARE_GAP ? SMALL_WINDOW : WINDOW;
-}
-
-static void
-rank_segment(Ranking *ranking, int s)
-{
-	const TaSegment *segment = &ranking->search->segments[s];
-	uint32			 words = (UINT32CONST(1) << TA_FILTER_BIT) - 1;
-
-	int window = window_size(ranking, segment);
-
-	for (int c = 0; c < ranking->ncursors; c++)
-		cursor_start(&ranking->cursors[c], s);
-
-	for (;;)
-	{
-		int32 start = next_document(ranking);
-		int32 end;
-		bool  moved = false;
-
-		CHECK_FOR_INTERRUPTS();
-		if (start == PG_INT32_MAX)
-			return;
-		{
-			/* bring the lists there; that may show that it is further on */
-			for (int c = 0; c < ranking->ncursors; c++)
-			{
-				Cursor *cursor = &ranking->cursors[c];
-
-				if (cursor_doc(cursor) < start)
-				{
-					cursor_to(cursor, start);
-					moved = true;
-				}
-			}
-			if (moved && next_document(ranking) != start)
-				continue;
-		}
-		end = start + window;
-
-		for (int c = 0; c < ranking->ncursors; c++)
-			cursor_add(ranking, &ranking->cursors[c], start, end);
-
-		for (int w = 0; w < window / 64; w++)
-		{
-			uint64 bits = ranking->touched[w];
-
-			ranking->touched[w] = 0;
-			while (bits != 0)
-			{
-				int	   i = w * 64 + pg_rightmost_one_pos64(bits);
-				uint32 mask = ranking->masks[i];
-				int32  score = ranking->scores[i];
-				int	   coverage = pg_popcount32(mask & words);
-
-				bits &= bits - 1;
-				ranking->masks[i] = 0;
-				ranking->scores[i] = 0;
-				if ((mask & ranking->required) != ranking->required || (mask & TA_EXCLUDED_BIT) != 0)
-					continue;
-				if (coverage < ranking->coverage || !may_enter(ranking, coverage, score, s, start + i))
-					continue;
-				consider_document(ranking, s, start + i, mask, score);
-				if (ranking->enough)
-					return;
-			}
-		}
-	}
+	consider(ranking, coverage, score, &kept);
 }
 
 /*
  * Ranges
  */
+
+/* Reads which documents of a range have a list's term. */
+static void
+load_cursor(Cursor *cursor, int s, int32 start)
+{
+	const TaPostings *postings = cursor->postings[s];
+
+	cursor->any = postings->total > 0 && (postings->ranges == NULL || postings->ranges[start / TA_RANGE] != 0);
+	if (!cursor->any)
+		return;
+	if (postings->bits != NULL)
+	{
+		cursor->base = postings->ranks[start / TA_RANGE];
+		memcpy(cursor->bits, postings->bits + start / 64, sizeof(cursor->bits));
+		return;
+	}
+	cursor->base = ta_first_posting(postings, start);
+	cursor->any = false;
+	for (int i = cursor->base; i < postings->total && postings->docs[i] < start + TA_RANGE; i++)
+	{
+		int at = postings->docs[i] - start;
+
+		if (!cursor->any)
+			memset(cursor->bits, 0, sizeof(cursor->bits));
+		cursor->any = true;
+		cursor->bits[at >> 6] |= UINT64CONST(1) << (at & 63);
+	}
+}
+
+/* Which documents of a range have one of the lists that stand for a bit. */
+static void
+bits_of(const Ranking *ranking, uint32 bit, uint64 *bits)
+{
+	memset(bits, 0, sizeof(uint64) * TA_RANGE_WORDS);
+	for (int c = 0; c < ranking->ncursors; c++)
+	{
+		const Cursor *cursor = &ranking->cursors[c];
+
+		if (!cursor->any || (cursor->list->mask & bit) == 0)
+			continue;
+		for (int w = 0; w < TA_RANGE_WORDS; w++)
+			bits[w] |= cursor->bits[w];
+	}
+}
+
+static bool
+any_bit(const uint64 *bits)
+{
+	uint64 all = 0;
+
+	for (int w = 0; w < TA_RANGE_WORDS; w++)
+		all |= bits[w];
+	return all != 0;
+}
+
+/* The documents of a range that satisfy what is required, and no exclusion. */
+static bool
+match_range(Ranking *ranking, int s, int32 start, uint64 *matching)
+{
+	bool excludes = false;
+
+	memset(matching, 0xFF, sizeof(uint64) * TA_RANGE_WORDS);
+	for (int c = 0; c < ranking->ncursors; c++)
+	{
+		load_cursor(&ranking->cursors[c], s, start);
+		excludes |= (ranking->cursors[c].list->mask & TA_EXCLUDED_BIT) != 0;
+	}
+	for (uint32 left = ranking->required; left != 0; left &= left - 1)
+	{
+		uint64 bits[TA_RANGE_WORDS];
+
+		bits_of(ranking, left & -left, bits);
+		for (int w = 0; w < TA_RANGE_WORDS; w++)
+			matching[w] &= bits[w];
+		if (!any_bit(matching))
+			return false;
+	}
+	if ((ranking->required & WORDS) == 0 && ranking->coverage > 0)
+	{
+		uint64 bits[TA_RANGE_WORDS];
+
+		bits_of(ranking, WORDS, bits);
+		for (int w = 0; w < TA_RANGE_WORDS; w++)
+			matching[w] &= bits[w];
+	}
+	if (excludes)
+	{
+		uint64 bits[TA_RANGE_WORDS];
+
+		bits_of(ranking, TA_EXCLUDED_BIT, bits);
+		for (int w = 0; w < TA_RANGE_WORDS; w++)
+			matching[w] &= ~bits[w];
+	}
+	return any_bit(matching);
+}
+
+/* Counts the words of each document of a range; bits of the counts, the lowest first. */
+static void
+count_words(Ranking *ranking, uint64 planes[][TA_RANGE_WORDS])
+{
+	memset(planes, 0, sizeof(uint64) * TA_RANGE_WORDS * COUNT_PLANES);
+	for (uint32 left = ranking->query->known; left != 0; left &= left - 1)
+	{
+		uint64 carry[TA_RANGE_WORDS];
+
+		bits_of(ranking, left & -left, carry);
+		for (int p = 0; p < COUNT_PLANES; p++)
+		{
+			for (int w = 0; w < TA_RANGE_WORDS; w++)
+			{
+				uint64 sum = planes[p][w] ^ carry[w];
+
+				carry[w] &= planes[p][w];
+				planes[p][w] = sum;
+			}
+		}
+	}
+}
+
+/*
+ * Leaves of the documents that match those with the greatest number of words
+ * that is not above most; returns that number, 0: there are none.
+ */
+static int
+most_words(uint64 planes[][TA_RANGE_WORDS], int most, uint64 *matching)
+{
+	uint64 best[TA_RANGE_WORDS] = {0};
+	int	   result = 0;
+
+	/* the number of those below is found bit by bit, from where it leaves most */
+	for (int words = most; words > 0; words--)
+	{
+		for (int w = 0; w < TA_RANGE_WORDS; w++)
+		{
+			best[w] = matching[w];
+			for (int p = 0; p < COUNT_PLANES; p++)
+				best[w] &= (words >> p) & 1 ? planes[p][w] : ~planes[p][w];
+		}
+		if (any_bit(best))
+		{
+			result = words;
+			break;
+		}
+	}
+	memcpy(matching, best, sizeof(best));
+	return result;
+}
+
+/* Scores documents of a range and considers those that may be among the best. */
+static void
+score_range(Ranking *ranking, int s, int32 start, const uint64 *matching, int coverage)
+{
+	for (int c = 0; c < ranking->ncursors; c++)
+	{
+		Cursor *cursor = &ranking->cursors[c];
+		int		sum = cursor->base;
+
+		for (int w = 0; cursor->any && w < TA_RANGE_WORDS; w++)
+		{
+			cursor->before[w] = sum;
+			sum += pg_popcount64(cursor->bits[w]);
+		}
+	}
+	for (int w = 0; w < TA_RANGE_WORDS; w++)
+	{
+		for (uint64 left = matching[w]; left != 0; left &= left - 1)
+		{
+			uint64 bit = left & -left;
+			int32  doc = start + w * 64 + pg_rightmost_one_pos64(left);
+			int32  score = 0;
+
+			for (int c = 0; c < ranking->ncursors; c++)
+			{
+				const Cursor *cursor = &ranking->cursors[c];
+
+				if (cursor->any && (cursor->bits[w] & bit) != 0 && cursor->list->weight != 0)
+					score += cursor->list->weight *
+							 cursor->postings[s]->impacts[cursor->before[w] + pg_popcount64(cursor->bits[w] & (bit - 1))];
+			}
+			if (may_enter(ranking, coverage, score, s, doc))
+				consider_document(ranking, s, doc, coverage, score);
+		}
+	}
+}
 
 /* Adds what a list can be worth to the bounds of a segment's ranges. */
 static void
@@ -646,10 +606,7 @@ add_bounds(const Cursor *cursor, int s, int nranges, int32 *bounds, uint32 *mask
 	const TaPostings *postings = cursor->postings[s];
 	int32			  weight = cursor->list->weight;
 	uint32			  mask = cursor->list->mask;
-	TaBlock			 *block;
 
-	if (postings->total == 0)
-		return;
 	if (postings->ranges != NULL)
 	{
 		const uint8 *ranges = postings->ranges;
@@ -661,26 +618,16 @@ add_bounds(const Cursor *cursor, int s, int nranges, int32 *bounds, uint32 *mask
 		}
 		return;
 	}
-	block = palloc(sizeof(TaBlock));
-	for (int b = 0; b < postings->nblocks; b++)
+	for (int i = 0; i < postings->total;)
 	{
-		int i = 0;
+		int	  range = postings->docs[i] / TA_RANGE;
+		uint8 max = 0;
 
-		ta_decode_block(postings, b, block);
-		while (i < block->count)
-		{
-			int	  range = block->docs[i] / TA_RANGE;
-			uint8 max = 0;
-
-			for (; i < block->count && block->docs[i] / TA_RANGE == range; i++)
-				max = Max(max, block->impacts[i]);
-			if (range >= nranges)
-				break;
-			bounds[range] += weight * max;
-			masks[range] |= mask;
-		}
+		for (; i < postings->total && postings->docs[i] / TA_RANGE == range; i++)
+			max = Max(max, postings->impacts[i]);
+		bounds[range] += weight * max;
+		masks[range] |= mask;
 	}
-	pfree(block);
 }
 
 /* A range to visit, as a number: the best first, of equal ones the first first. */
@@ -711,78 +658,30 @@ sift_range(uint64 *heap, int count, int at)
 	heap[at] = key;
 }
 
-/* Scores the documents of a range and considers those that may be among the best. */
-static void
-rank_range(Ranking *ranking, int s, int32 start)
+/*
+ * Visits a range for documents with at most so many words.  Returns with how
+ * many it should be visited again, 0: not at all.
+ */
+static int
+rank_range(Ranking *ranking, int s, int32 start, int most)
 {
-	int32  end = start + TA_RANGE;
-	uint32 words = (UINT32CONST(1) << TA_FILTER_BIT) - 1;
+	uint64 matching[TA_RANGE_WORDS];
+	uint64 planes[COUNT_PLANES][TA_RANGE_WORDS];
+	int	   found;
 
-	for (int c = 0; c < ranking->ncursors; c++)
+	if (!match_range(ranking, s, start, matching))
+		return 0;
+	if (ranking->full)
 	{
-		Cursor			 *cursor = &ranking->cursors[c];
-		const TaPostings *postings = cursor->postings[s];
-		TaBlock			 *block = &cursor->block;
-		int32			  weight = cursor->list->weight;
-		uint32			  mask = cursor->list->mask;
-		int				  b;
-
-		if (postings->total == 0 || (postings->ranges != NULL && postings->ranges[start / TA_RANGE] == 0))
-			continue;
-		if (cursor->segment != s)
-		{
-			cursor->segment = s;
-			cursor->current = postings;
-			cursor->b = -1;
-		}
-		b = cursor->b >= 0 && cursor->b < postings->nblocks && block->docs[0] <= start ? cursor->b : 0;
-		for (b = find_block(postings, b, start); b < postings->nblocks; b++)
-		{
-			int pos = 0;
-
-			cursor_load(cursor, b);
-			for (int low = 0, high = block->count; low < high;)
-			{
-				int middle = (low + high) / 2;
-
-				if (block->docs[middle] < start)
-					pos = low = middle + 1;
-				else
-					high = middle;
-			}
-			for (; pos < block->count && block->docs[pos] < end; pos++)
-			{
-				int i = block->docs[pos] - start;
-
-				ranking->scores[i] += weight * block->impacts[pos];
-				ranking->masks[i] |= mask;
-				ranking->touched[i >> 6] |= UINT64CONST(1) << (i & 63);
-			}
-			if (pos < block->count)
-				break;
-		}
+		score_range(ranking, s, start, matching, ranking->coverage);
+		return 0;
 	}
-
-	for (int w = 0; w < TA_RANGE / 64; w++)
-	{
-		uint64 bits = ranking->touched[w];
-
-		ranking->touched[w] = 0;
-		for (; bits != 0; bits &= bits - 1)
-		{
-			int	   i = w * 64 + pg_rightmost_one_pos64(bits);
-			uint32 mask = ranking->masks[i];
-			int32  score = ranking->scores[i];
-			int	   coverage = pg_popcount32(mask & words);
-
-			ranking->masks[i] = 0;
-			ranking->scores[i] = 0;
-			if ((mask & ranking->required) != ranking->required || (mask & TA_EXCLUDED_BIT) != 0 ||
-				coverage < ranking->coverage || !may_enter(ranking, coverage, score, s, start + i))
-				continue;
-			consider_document(ranking, s, start + i, mask, score);
-		}
-	}
+	count_words(ranking, planes);
+	found = most_words(planes, most, matching);
+	if (found < most)
+		return found;
+	score_range(ranking, s, start, matching, found);
+	return found - 1;
 }
 
 /* The best of all segments by relevance. */
@@ -790,7 +689,6 @@ static void
 rank_ranges(Ranking *ranking)
 {
 	TaSearch *search = ranking->search;
-	uint32	  words = (UINT32CONST(1) << TA_FILTER_BIT) - 1;
 	int		 *firsts = palloc(sizeof(int) * (search->nsegments + 1)); /* range that each segment begins with */
 	int32	 *bounds;
 	uint32	 *masks;
@@ -804,11 +702,12 @@ rank_ranges(Ranking *ranking)
 		nranges += search->segments[s].documents / TA_RANGE + 1;
 	}
 	firsts[search->nsegments] = nranges;
+	if (nranges > 0xFFFFFF)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED), errmsg("too many products for a search")));
 	bounds = palloc_extended(sizeof(int32) * Max(nranges, 1), MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 	masks = palloc_extended(sizeof(uint32) * Max(nranges, 1), MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 	heap = palloc_extended(sizeof(uint64) * Max(nranges, 1), MCXT_ALLOC_HUGE);
-	if (nranges > 0xFFFFFF)
-		elog(ERROR, "search index is too large");
 	for (int s = 0; s < search->nsegments; s++)
 	{
 		for (int c = 0; c < ranking->ncursors; c++)
@@ -819,7 +718,7 @@ rank_ranges(Ranking *ranking)
 	}
 	for (int r = 0; r < nranges; r++)
 	{
-		int coverage = pg_popcount32(masks[r] & words);
+		int coverage = pg_popcount32(masks[r] & WORDS);
 
 		if ((masks[r] & ranking->required) == ranking->required && masks[r] != 0 && coverage >= ranking->coverage)
 			heap[count++] = RANGE_KEY(coverage, bounds[r], r);
@@ -831,29 +730,23 @@ rank_ranges(Ranking *ranking)
 	{
 		uint64 key = heap[0];
 		int	   range = KEY_RANGE(key);
+		int	   again = 0;
 		int	   s = 0;
 		int32  start;
 
-		heap[0] = heap[--count];
-		sift_range(heap, count, 0);
 		CHECK_FOR_INTERRUPTS();
-		for (int low = 0, high = search->nsegments - 1; low <= high;)
-		{
-			int middle = (low + high) / 2;
-
-			if (firsts[middle] <= range)
-			{
-				s = middle;
-				low = middle + 1;
-			}
-			else
-				high = middle - 1;
-		}
+		while (firsts[s + 1] <= range)
+			s++;
 		start = (range - firsts[s]) * TA_RANGE;
 		if (may_enter(ranking, KEY_COVERAGE(key), KEY_BOUND(key), s, start))
-			rank_range(ranking, s, start);
+			again = rank_range(ranking, s, start, KEY_COVERAGE(key));
 		else if (KEY_COVERAGE(key) < ranking->hits[0].coverage || KEY_BOUND(key) < ranking->hits[0].score)
 			break; /* nor may any after it */
+		if (again > 0 && again >= ranking->coverage)
+			heap[0] = RANGE_KEY(again, KEY_BOUND(key), range);
+		else
+			heap[0] = heap[--count];
+		sift_range(heap, count, 0);
 	}
 	pfree(firsts);
 	pfree(bounds);
@@ -861,12 +754,34 @@ rank_ranges(Ranking *ranking)
 	pfree(heap);
 }
 
+/* All that match in a segment, in the order of their keys, without a score. */
+static void
+rank_segment(Ranking *ranking, int s)
+{
+	for (int32 start = 0; start < ranking->search->segments[s].documents; start += TA_RANGE)
+	{
+		uint64 matching[TA_RANGE_WORDS];
+
+		CHECK_FOR_INTERRUPTS();
+		if (!match_range(ranking, s, start, matching))
+			continue;
+		for (int w = 0; w < TA_RANGE_WORDS; w++)
+		{
+			for (uint64 left = matching[w]; left != 0; left &= left - 1)
+			{
+				consider_document(ranking, s, start + w * 64 + pg_rightmost_one_pos64(left), 0, 0);
+				if (ranking->enough)
+					return;
+			}
+		}
+	}
+}
+
 static void
 rank_recents(Ranking *ranking)
 {
 	TaSearch *search = ranking->search;
 	TaQuery	 *query = ranking->query;
-	uint32	  words = (UINT32CONST(1) << TA_FILTER_BIT) - 1;
 
 	for (int r = 0; r < search->nrecents; r++)
 	{
@@ -887,9 +802,9 @@ rank_recents(Ranking *ranking)
 			score += list->weight * impact;
 		}
 		if ((mask & ranking->required) != ranking->required || (mask & TA_EXCLUDED_BIT) != 0 ||
-			(int) pg_popcount32(mask & words) < ranking->coverage)
+			(int) pg_popcount32(mask & WORDS) < ranking->coverage)
 			continue;
-		consider_recent(ranking, r, mask, score);
+		consider_recent(ranking, r, pg_popcount32(mask & WORDS), score);
 		if (ranking->enough)
 			return;
 		CHECK_FOR_INTERRUPTS();
@@ -940,11 +855,8 @@ rank_others(Ranking *ranking)
 		{
 			Cursor *cursor = &ranking->cursors[c];
 
-			for (cursor_start(cursor, s); !at_end(cursor); cursor_load(cursor, cursor->b + 1))
-			{
-				for (int i = 0; i < cursor->block.count; i++)
-					excluded[cursor->block.docs[i] >> 6] |= UINT64CONST(1) << (cursor->block.docs[i] & 63);
-			}
+			for (int32 doc = ta_next_posting(cursor->postings[s], 0); doc >= 0; doc = ta_next_posting(cursor->postings[s], doc + 1))
+				excluded[doc >> 6] |= UINT64CONST(1) << (doc & 63);
 		}
 		for (int32 c = 0; ta_load_chunk(search, search->segments[s].segment, c) && !ranking->enough; c++)
 		{
@@ -1000,17 +912,11 @@ rank(Ranking *ranking)
 }
 
 static void
-ranking_open(Ranking *ranking, TaSearch *search, TaQuery *query, bool visits)
+ranking_open(Ranking *ranking, TaSearch *search, TaQuery *query)
 {
-	int window;
-
 	memset(ranking, 0, sizeof(*ranking));
 	ranking->search = search;
 	ranking->query = query;
-	window = query->sort == TA_SORT_RELEVANCE && !visits ? TA_RANGE : WINDOW;
-	ranking->scores = palloc0(sizeof(int32) * window);
-	ranking->masks = palloc0(sizeof(uint32) * window);
-	ranking->touched = palloc0(window / 8);
 	ranking->ties = palloc(sizeof(LostTie) * Max(search->nsegments, 1));
 	ranking->ncursors = query->nlists;
 	ranking->cursors = palloc(sizeof(Cursor) * Max(query->nlists, 1));
@@ -1019,7 +925,6 @@ ranking_open(Ranking *ranking, TaSearch *search, TaQuery *query, bool visits)
 		Cursor *cursor = &ranking->cursors[c];
 
 		cursor->list = &query->lists[c];
-		cursor->segment = cursor->b = -1;
 		cursor->postings = palloc(sizeof(TaPostings *) * Max(search->nsegments, 1));
 		for (int s = 0; s < search->nsegments; s++)
 			cursor->postings[s] = ta_postings(search, s, cursor->list->term, cursor->list->length, cursor->list->hash);
@@ -1033,7 +938,8 @@ require(Ranking *ranking, TaStage stage)
 	TaQuery *query = ranking->query;
 
 	ranking->required = query->filters | (stage == TA_STAGE_ANY ? 0 : query->known);
-	ranking->coverage = stage == TA_STAGE_ANY ? 1 : pg_popcount32(query->known);
+	ranking->coverage = stage == TA_STAGE_ANY ? Min(1, query->nwords) : pg_popcount32(query->known);
+	ranking->full = stage != TA_STAGE_ANY;
 }
 
 /*
@@ -1051,7 +957,7 @@ ta_top(TaSearch *search, TaQuery *query, int limit, const TaHit *after, int *cou
 	if (query->empty_filter || (query->nwords > 0 && query->known == 0))
 		return NULL;
 
-	ranking_open(&ranking, search, query, false);
+	ranking_open(&ranking, search, query);
 	ranking.limit = wanted;
 	ranking.after = after;
 	ranking.size = Min(wanted, 64);
@@ -1087,7 +993,7 @@ ta_visit(TaSearch *search, TaQuery *query, bool with_stock, TaVisitor visitor, v
 
 	if (query->empty_filter || (query->nwords > 0 && query->known == 0))
 		return;
-	ranking_open(&ranking, search, query, true);
+	ranking_open(&ranking, search, query);
 	ranking.limit = PG_INT32_MAX;
 	ranking.visitor = visitor;
 	ranking.visitor_arg = arg;

@@ -456,17 +456,23 @@ ta_list_next(TaIndexReader *reader, TaBlock *block)
 }
 
 /*
- * Takes a block apart.  The format: a byte for the width of a difference (1, 2
- * or 4), one for the number of postings less one, the first document's number in
- * four bytes, the differences to those after it, then the impacts.  All
- * little-endian.
+ * ta_list_decode
+ *		Reads the postings of the block that the reader stands on.
+ *
+ * The format: a byte for the width of a difference (1, 2 or 4), one for the
+ * number of postings less one, the first document's number in four bytes, the
+ * differences to those after it, then the impacts.  All little-endian.
  */
-static void
-decode(const unsigned char *at, int length, TaBlock *block)
+void
+ta_list_decode(TaIndexReader *reader, TaBlock *block)
 {
-	int	   width;
-	int	   n;
-	uint32 doc;
+	bool				 isnull;
+	bytea				*data = DatumGetByteaPP(slot_getattr(reader->slot, POSTING_DATA, &isnull));
+	const unsigned char *at = (const unsigned char *) VARDATA_ANY(data);
+	int					 length = VARSIZE_ANY_EXHDR(data);
+	int					 width;
+	int					 n;
+	uint32				 doc;
 
 	if (length < 7)
 		elog(ERROR, "damaged block of search postings");
@@ -494,46 +500,6 @@ decode(const unsigned char *at, int length, TaBlock *block)
 			break;
 	}
 	memcpy(block->impacts, at, n);
-}
-
-/*
- * ta_list_decode
- *		Reads the postings of the block that the reader stands on.
- */
-void
-ta_list_decode(TaIndexReader *reader, TaBlock *block)
-{
-	int			length;
-	const char *data = ta_list_packed(reader, &length);
-
-	decode((const unsigned char *) data, length, block);
-}
-
-/*
- * ta_list_packed
- *		The block that the reader stands on, as it is stored.
- */
-const char *
-ta_list_packed(TaIndexReader *reader, int *length)
-{
-	bool   isnull;
-	bytea *data = DatumGetByteaPP(slot_getattr(reader->slot, POSTING_DATA, &isnull));
-
-	*length = VARSIZE_ANY_EXHDR(data);
-	return VARDATA_ANY(data);
-}
-
-/*
- * ta_decode_block
- *		Reads the postings of a block that is in memory.
- */
-void
-ta_decode_block(const TaPostings *postings, int b, TaBlock *block)
-{
-	decode(postings->data + postings->offsets[b], postings->offsets[b + 1] - postings->offsets[b], block);
-	block->last = postings->lasts[b];
-	block->max = postings->maxes[b];
-	block->total = postings->total;
 }
 
 /*
