@@ -16,9 +16,14 @@
  *	 wait for a lock: the attempt is then rolled back, which lets everybody
  *	 through, and made again after a pause.
  *
- * Lock order: an advisory lock of the transaction on the parent; the parent;
- * its DEFAULT partition; what the DDL itself locks (new tables, tables that
- * foreign keys join to it).
+ * Lock order: an advisory lock of the transaction on the parent, our turn; the
+ * parent; its DEFAULT partition; the tables that foreign keys join to it, by
+ * their OIDs; what the DDL itself locks, which is new.
+ *
+ * Our turn is taken before anything is looked at and kept between attempts:
+ * otherwise two who want the parent exclusively would keep it from each other
+ * with the locks of their looking.  What is looked at before the first attempt
+ * leaves no lock behind, so nobody waits for us while we pause.
  *
  * To attach, the server asks for SHARE UPDATE EXCLUSIVE on the parent and
  * ACCESS EXCLUSIVE on DEFAULT.  An INSERT that has looked up its partition and
@@ -67,9 +72,11 @@
 #include "utils/partcache.h"
 #include "utils/regproc.h"
 #include "utils/rel.h"
+#include "utils/rls.h"
 #include "utils/ruleutils.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
+#include "utils/timeout.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -315,6 +322,30 @@ ta_describe_parent(Oid relid, LOCKMODE lockmode)
 }
 
 /*
+ * ta_look_at_parent
+ *		The same, with no lock left behind: what it says may be old by now.
+ *
+ * As the owner, for the key's expression may be anybody's, and in names that
+ * hold under any search_path.
+ */
+TaParent *
+ta_look_at_parent(Oid relid)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext old;
+	TaMaintenance frame;
+	TaParent	 *parent;
+
+	ta_maintenance_begin(&frame, ta_relation_owner(relid));
+	old = MemoryContextSwitchTo(caller);
+	parent = ta_describe_parent(relid, AccessShareLock);
+	UnlockRelationOid(relid, AccessShareLock);
+	MemoryContextSwitchTo(old);
+	ta_maintenance_end(&frame);
+	return parent;
+}
+
+/*
  * ta_free_range
  *		The part of a moment's cell that is free around it; false where there is
  *		none.
@@ -450,20 +481,108 @@ ta_lock_table(Oid relid, LOCKMODE mode, TimestampTz deadline)
 }
 
 /*
- * ta_lock_parent
+ * ta_take_turn
  *		Keeps other maintenance of the same parent away until the end of the
- *		transaction.  wait: until lock_timeout; else false where it is busy.
+ *		transaction.
+ *
+ * Waits as long as somebody else may need for all of his attempts, for nobody
+ * minds that lock; raises 55P03 after that.
  */
-bool
-ta_lock_parent(Oid relid, bool wait)
+void
+ta_take_turn(Oid relid)
 {
-	if (!wait)
-		return DatumGetBool(DirectFunctionCall2(pg_try_advisory_xact_lock_int4,
-												Int32GetDatum(PARENT_LOCK_SPACE),
-												Int32GetDatum((int32) relid)));
-	DirectFunctionCall2(pg_advisory_xact_lock_int4,
-						Int32GetDatum(PARENT_LOCK_SPACE), Int32GetDatum((int32) relid));
-	return true;
+	Datum  space = Int32GetDatum(PARENT_LOCK_SPACE);
+	Datum  key = Int32GetDatum((int32) relid);
+	double patience = ((double) ta_maintenance_retries + 1) *
+					  ((double) ta_maintenance_lock_timeout + ta_maintenance_hold_limit);
+	int guc_level;
+
+	if (DatumGetBool(DirectFunctionCall2(pg_try_advisory_xact_lock_int4, space, key)))
+		return;
+	guc_level = NewGUCNestLevel();
+	ta_set_local("lock_timeout", psprintf("%.0f", Min(patience, (double) INT_MAX)));
+	DirectFunctionCall2(pg_advisory_xact_lock_int4, space, key);
+	AtEOXact_GUC(true, guc_level);
+}
+
+/* Tables that foreign keys join to a parent, in either direction. */
+static const TaStatement select_joined = {
+	"SELECT DISTINCT j.relid"
+	"  FROM pg_catalog.pg_constraint c,"
+	"       LATERAL (SELECT CASE WHEN c.conrelid = $1 THEN c.confrelid ELSE c.conrelid END AS relid) j"
+	" WHERE c.contype = 'f' AND $1 IN (c.conrelid, c.confrelid) AND j.relid <> $1 ORDER BY 1",
+	1,
+	{OIDOID}};
+
+/*
+ * ta_lock_joined
+ *		Locks the tables that foreign keys join to a parent, which attaching and
+ *		detaching locks as well: before the work begins, and not in its middle.
+ *
+ * Within ta_maintenance_begin and _end.
+ */
+void
+ta_lock_joined(Oid relid, LOCKMODE mode, TimestampTz deadline)
+{
+	Datum  values[1] = {ObjectIdGetDatum(relid)};
+	uint64 n = ta_execute(engine_namespace(), &select_joined, SPI_OK_SELECT, values, NULL);
+	Oid	  *joined = palloc(sizeof(Oid) * (n + 1));
+
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool isnull;
+
+		joined[i] = DatumGetObjectId(ta_spi_value(i, 1, &isnull));
+	}
+	for (uint64 i = 0; i < n; i++)
+		ta_lock_table(joined[i], mode, deadline);
+	pfree(joined);
+}
+
+/*
+ * The hold: how long we have locks that others wait for
+ */
+
+static TimeoutId			 hold_timeout = MAX_TIMEOUTS; /* not registered yet */
+static volatile sig_atomic_t hold_is_over = false;
+
+/* In a signal handler: the statement is cancelled as if its user had. */
+static void
+cancel_hold(void)
+{
+	hold_is_over = true;
+	InterruptPending = true;
+	QueryCancelPending = true;
+}
+
+/*
+ * ta_begin_hold
+ *		From now on others may wait for us: within an attempt (ta_try), once its
+ *		locks are got.  Raises 54000 after techally.maintenance_hold_limit.
+ */
+void
+ta_begin_hold(void)
+{
+	if (hold_timeout == MAX_TIMEOUTS)
+		hold_timeout = RegisterTimeout(USER_TIMEOUT, cancel_hold);
+	enable_timeout_after(hold_timeout, ta_maintenance_hold_limit);
+}
+
+/* The attempt is over; false where it was because of the hold. */
+static bool
+end_hold(const ErrorData *error)
+{
+	bool cancelled;
+
+	if (hold_timeout != MAX_TIMEOUTS)
+		disable_timeout(hold_timeout, false);
+	if (!hold_is_over)
+		return true;
+	cancelled = error != NULL && error->sqlerrcode == ERRCODE_QUERY_CANCELED;
+	if (!cancelled)
+		QueryCancelPending = false; /* it came too late to cancel anything */
+	hold_is_over = false;
+	return !cancelled;
 }
 
 /* Waits a while before the next attempt, with no lock that anybody minds. */
@@ -495,6 +614,7 @@ ta_try(void (*attempt)(void *arg), void *arg)
 	PG_TRY();
 	{
 		attempt(arg);
+		(void) end_hold(NULL);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -503,11 +623,35 @@ ta_try(void (*attempt)(void *arg), void *arg)
 		error = CopyErrorData();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
+		if (!end_hold(error))
+		{
+			error->sqlerrcode = ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+			error->message = pstrdup("canceled, for others would have had to wait longer than techally.maintenance_hold_limit");
+			error->detail = NULL;
+			error->hint = pstrdup("Raise techally.maintenance_hold_limit, or see to it that there are indexes on the partition key and on the columns of foreign keys.");
+		}
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(caller);
 	CurrentResourceOwner = owner;
 	return error;
+}
+
+/* Whether it may go better next time: a lock, or a name that somebody else took. */
+static bool
+may_pass(const ErrorData *error)
+{
+	switch (error->sqlerrcode)
+	{
+		case ERRCODE_LOCK_NOT_AVAILABLE:
+		case ERRCODE_T_R_DEADLOCK_DETECTED:
+		case ERRCODE_DUPLICATE_TABLE:
+			return true;
+		case ERRCODE_UNIQUE_VIOLATION:
+			return error->schema_name != NULL && strcmp(error->schema_name, "pg_catalog") == 0;
+		default:
+			return false;
+	}
 }
 
 /*
@@ -526,10 +670,7 @@ ta_retry(void (*attempt)(void *arg), void *arg)
 	{
 		ErrorData *error = ta_try(attempt, arg);
 
-		if (error == NULL ||
-			(error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE &&
-			 error->sqlerrcode != ERRCODE_T_R_DEADLOCK_DETECTED) ||
-			n >= ta_maintenance_retries)
+		if (error == NULL || !may_pass(error) || n >= ta_maintenance_retries)
 			return error;
 		FreeErrorData(error);
 		pause_before_retry(n);
@@ -585,6 +726,15 @@ static const TaStatement select_finish = {
 	3,
 	{OIDOID, OIDOID, OIDOID}};
 
+/* The parent's foreign keys for a table that is empty yet: $1 parent, $2 partition. */
+static const TaStatement select_foreign_keys = {
+	"SELECT pg_catalog.format('ALTER TABLE %s ADD CONSTRAINT %I %s', $2::pg_catalog.regclass, c.conname,"
+	"         pg_catalog.pg_get_constraintdef(c.oid))"
+	"  FROM pg_catalog.pg_constraint c"
+	" WHERE c.conrelid = $1 AND c.contype = 'f' AND c.confrelid <> $1 AND c.convalidated ORDER BY c.conname",
+	2,
+	{OIDOID, OIDOID}};
+
 static const TaStatement select_children = {
 	"SELECT c.oid, c.relname::text, pg_catalog.pg_get_expr(c.relpartbound, c.oid), pg_catalog.pg_get_partkeydef(c.oid)"
 	"  FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid"
@@ -603,7 +753,9 @@ ta_free_name(Oid nspid, const char *base, const char *label)
 		char *name;
 
 		if (room < 1)
-			elog(ERROR, "partition label \"%s\" is too long", label);
+			ereport(ERROR,
+					(errcode(ERRCODE_NAME_TOO_LONG),
+					 errmsg("label \"%s\" is too long", label)));
 		name = psprintf("%.*s%s", pg_mbcliplen(base, strlen(base), room), base, suffix);
 		if (!OidIsValid(get_relname_relid(name, nspid)) &&
 			!SearchSysCacheExists2(TYPENAMENSP, CStringGetDatum(name), ObjectIdGetDatum(nspid)))
@@ -869,7 +1021,19 @@ ta_create_partition(const TaParent *parent, const TaStep *step, const TaRange *r
 						range == NULL ? "default" : ta_range_label(step, range->from));
 	*created = ta_prepare_partition(parent, range, name);
 	if (fill != NULL)
+	{
+		/*
+		 * The rows have been checked once: what comes from DEFAULT, below the
+		 * executor, need not be looked up again when it is attached.
+		 */
+		if (get_rel_relkind(*created) == RELKIND_RELATION)
+		{
+			Datum values[2] = {ObjectIdGetDatum(parent->relid), ObjectIdGetDatum(*created)};
+
+			run_each(&select_foreign_keys, values);
+		}
 		fill(*created, arg);
+	}
 
 	/* an older snapshot may not have seen all rows: let the server look */
 	ta_attach_partition(parent, range, *created,
@@ -1018,11 +1182,11 @@ attempt_to_make(void *arg)
 	request->made = request->blocked = 0;
 	ta_maintenance_begin(&frame, request->owner);
 	ta_set_local("lock_timeout", psprintf("%d", ta_maintenance_lock_timeout));
-	(void) ta_lock_parent(request->relid, true);
 	ta_lock_table(request->relid, ShareRowExclusiveLock, deadline);
 	parent = ta_describe_parent(request->relid, NoLock);
 	if (OidIsValid(parent->default_oid))
 		ta_lock_table(parent->default_oid, AccessExclusiveLock, deadline);
+	ta_lock_joined(request->relid, ShareRowExclusiveLock, deadline);
 
 	if (request->make_default)
 	{
@@ -1054,8 +1218,10 @@ attempt_to_make(void *arg)
 static int
 make_missing(MakeRequest *request)
 {
-	ErrorData *error = ta_retry(attempt_to_make, request);
+	ErrorData *error;
 
+	ta_take_turn(request->relid);
+	error = ta_retry(attempt_to_make, request);
 	if (error != NULL)
 		ReThrowError(error);
 	for (int i = 0; i < request->made; i++)
@@ -1082,10 +1248,9 @@ premake_range(const TaManaged *managed, Timestamp at, Timestamp *from, Timestamp
 static int
 premake(Oid relid, const TaManaged *managed, Timestamp at, int limit, int *blocked)
 {
-	TaParent   *parent = ta_describe_parent(relid, AccessShareLock);
+	TaParent   *parent = ta_look_at_parent(relid);
 	MakeRequest request = {0};
 	TaRange		first[1];
-
 	request.relid = relid;
 	request.owner = parent->owner;
 	request.step = &managed->step;
@@ -1164,7 +1329,7 @@ ta_manage_partitions(PG_FUNCTION_ARGS)
 	ta_require_argument(fcinfo, 4, "retention_action");
 	relid = PG_GETARG_OID(0);
 	ta_require_owner(relid);
-	parent = ta_describe_parent(relid, AccessShareLock);
+	parent = ta_look_at_parent(relid);
 	managed.step_interval = *PG_GETARG_INTERVAL_P(1);
 	check_step(parent, &managed.step_interval, &managed.step);
 	managed.premake = PG_GETARG_INT32(2);
@@ -1263,7 +1428,7 @@ ta_create_partitions(PG_FUNCTION_ARGS)
 	request.relid = PG_GETARG_OID(0);
 	ta_require_owner(request.relid);
 	managed = ta_require_managed(request.relid);
-	parent = ta_describe_parent(request.relid, AccessShareLock);
+	parent = ta_look_at_parent(request.relid);
 	request.owner = parent->owner;
 	request.step = &managed->step;
 	request.from = moment_argument(fcinfo, 1);
@@ -1443,7 +1608,7 @@ ta_partition_ranges(PG_FUNCTION_ARGS)
 		if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
 			elog(ERROR, "return type must be a row type");
 		context->tuple_desc = BlessTupleDesc(tupdesc);
-		context->user_fctx = ta_describe_parent(PG_GETARG_OID(0), AccessShareLock);
+		context->user_fctx = ta_look_at_parent(PG_GETARG_OID(0));
 		MemoryContextSwitchTo(old);
 	}
 	context = SRF_PERCALL_SETUP();
@@ -1467,7 +1632,8 @@ ta_partition_ranges(PG_FUNCTION_ARGS)
  *
  * For the view partition_status: what is known of a managed table; NULLs where
  * it is none.  Reads with the owner's rights, for the view's reader may have
- * none on the tables, and counts at most a million rows in DEFAULT.
+ * none on the tables, and counts at most a million rows in DEFAULT; none where
+ * row security is forced on the owner.
  */
 Datum
 ta_partition_facts(PG_FUNCTION_ARGS)
@@ -1488,13 +1654,13 @@ ta_partition_facts(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 	if (managed == NULL || get_rel_relkind(relid) != RELKIND_PARTITIONED_TABLE)
 		PG_RETURN_NULL();
-	parent = ta_describe_parent(relid, AccessShareLock);
+	parent = ta_look_at_parent(relid);
 
 	values[0] = Int32GetDatum(parent->nranges + (OidIsValid(parent->default_oid) ? 1 : 0));
 	nulls[1] = parent->nranges == 0;
 	if (parent->nranges > 0)
 		values[1] = TimestampTzGetDatum(parent->ranges[parent->nranges - 1].to);
-	if (OidIsValid(parent->default_oid))
+	if (OidIsValid(parent->default_oid) && check_enable_rls(parent->default_oid, parent->owner, true) != RLS_ENABLED)
 	{
 		TaMaintenance frame;
 		bool		  isnull;

@@ -86,6 +86,7 @@ extern char *ta_range_label(const TaStep *step, Timestamp from);
 extern char *ta_bound_literal(Oid key_type, Timestamp bound);
 
 extern TaParent	 *ta_describe_parent(Oid relid, LOCKMODE lockmode);
+extern TaParent	 *ta_look_at_parent(Oid relid);
 extern bool		  ta_free_range(const TaParent *parent, const TaStep *step, Timestamp at, TaRange *range);
 extern Timestamp  ta_key_value(Oid key_type, Datum value);
 extern char		 *ta_range_condition(const TaParent *parent, const TaRange *range);
@@ -112,7 +113,9 @@ extern void		   ta_set_local(const char *name, const char *value);
 extern uint64	   ta_run(const char *format, ...) pg_attribute_printf(1, 2);
 extern TimestampTz ta_lock_deadline(void);
 extern void		   ta_lock_table(Oid relid, LOCKMODE mode, TimestampTz deadline);
-extern bool		   ta_lock_parent(Oid relid, bool wait);
+extern void		   ta_take_turn(Oid relid);
+extern void		   ta_lock_joined(Oid relid, LOCKMODE mode, TimestampTz deadline);
+extern void		   ta_begin_hold(void);
 extern ErrorData  *ta_try(void (*attempt)(void *arg), void *arg);
 extern ErrorData  *ta_retry(void (*attempt)(void *arg), void *arg);
 

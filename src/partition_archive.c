@@ -51,6 +51,7 @@
 
 #define CHUNK	   (64 * 1024)
 #define FETCH_ROWS 1000
+#define MAX_NAME   180 /* of a file, without what makes it the only one */
 
 static char *archive_directory = NULL;
 
@@ -295,7 +296,7 @@ ta_archive_file_name(const char *qualified)
 
 	check_directory();
 	initStringInfo(&name);
-	for (const char *c = qualified; *c != '\0'; c++)
+	for (const char *c = qualified; *c != '\0' && name.len < MAX_NAME; c++)
 		appendStringInfoChar(&name, strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.", *c) != NULL ? *c : '-');
 	appendStringInfo(&name, ".%u." INT64_FORMAT, MyDatabaseId, now);
 	return name.data;
@@ -446,11 +447,11 @@ read_for_copy(void *out, int minread, int maxread)
 
 /*
  * ta_read_archive
- *		Reads a file of that name into a table; returns the rows, which are as
- *		many and have the checksum that they should.
+ *		Reads a file of that name into a table, columns by their names; its rows
+ *		are as many and have the checksum that they should.
  *
  * Within ta_maintenance_begin and _end as the table's owner.  Raises XX001
- * where the file is not what it was.
+ * where the file is not what it was, 55000 where the table lacks a column.
  */
 void
 ta_read_archive(Oid relid, const char *file, const TaArchive *expected)
@@ -464,17 +465,22 @@ ta_read_archive(Oid relid, const char *file, const TaArchive *expected)
 	char			   *checksum;
 	uint64				rows;
 	List			   *columns = NIL;
+	ListCell		   *lc;
 
 	check_directory();
 	pin_formats();
 	stream = open_stream(archive_path(file, ".copy.gz"), false);
 	rel = table_open(relid, RowExclusiveLock);
-	for (int i = 0; i < RelationGetNumberOfAttributes(rel); i++)
+	foreach(lc, expected->columns)
 	{
-		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), i);
+		AttrNumber attnum = get_attnum(relid, lfirst(lc));
 
-		if (!att->attisdropped && att->attgenerated == '\0')
-			columns = lappend(columns, makeString(pstrdup(NameStr(att->attname))));
+		if (attnum == InvalidAttrNumber || TupleDescAttr(RelationGetDescr(rel), attnum - 1)->attgenerated != '\0')
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("archive \"%s\" has a column \"%s\", which its table has not any more", file, (char *) lfirst(lc)),
+					 errhint("Add the column while the archive is restored.")));
+		columns = lappend(columns, makeString(pstrdup(lfirst(lc))));
 	}
 	pstate = make_parsestate(NULL);
 	nsitem = addRangeTableEntryForRelation(pstate, rel, RowExclusiveLock, NULL, false, false);

@@ -10,12 +10,15 @@
 
 #include "postgres.h"
 
+#include "nodes/pg_list.h"
+
 /* What a file holds. */
 typedef struct TaArchive
 {
 	int64 rows;
 	int64 bytes;	/* of text, before compression */
 	char *checksum; /* SHA-256 of the text, in hexadecimal */
+	List *columns;	/* their names, as strings */
 } TaArchive;
 
 extern void	 ta_archive_init(void);

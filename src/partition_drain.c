@@ -18,8 +18,8 @@
  * - Nobody waits for us longer than techally.maintenance_lock_timeout, while we
  *	 wait for the locks, plus techally.maintenance_hold_limit, while we have
  *	 them: ranges are chosen so small that the move takes a part of that, by
- *	 what the last one took, and a move that takes longer is rolled back and
- *	 made again with a smaller range.
+ *	 what the last one took, and a timer rolls back a move that takes longer,
+ *	 which is made again with a smaller range.
  * - A transaction in REPEATABLE READ or above whose snapshot is older than the
  *	 move does not see the rows in the new partition, and sees them in DEFAULT
  *	 only where its query reads that.  Nothing outside the server can help it.
@@ -30,6 +30,7 @@
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
 #include "access/genam.h"
 #include "access/heapam.h"
 #include "access/stratnum.h"
@@ -67,6 +68,7 @@
 #define MOVE_SHARE	 0.5	  /* of the hold limit that a range is chosen for */
 #define MAX_SMALLER	 8		  /* times that a range is made smaller after a slow move */
 #define MAX_EMPTY	 16		  /* ranges whose rows were gone when we had the locks */
+#define MAX_FAILED	 16		  /* ranges passed over because their rows fit into no partition */
 
 /* The move of one range. */
 typedef struct Drain
@@ -74,15 +76,18 @@ typedef struct Drain
 	Oid			  relid;
 	Oid			  owner;
 	const TaStep *table_step;
-	const TaStep *step; /* of the range, perhaps finer */
+	Timestamp	  after;  /* only rows from there on; DT_NOBEGIN: all */
+	uint64		  budget; /* rows at most, if the grid has it */
+	TaStep		  step;	  /* of the range, perhaps finer than the table's */
+	Timestamp	  cell_end;
 	TaRange		  range;
 	TaParent	 *parent; /* as it is since the locks were got */
 	instr_time	  held_since;
+	bool		  held;
 	uint64		  moved;
 	uint64		  expected;
-	double		  rate;		/* of this move, rows a second */
-	bool		  stale;	/* somebody else made partitions meanwhile */
-	bool		  too_slow; /* it was rolled back because of the hold limit */
+	double		  rate;	 /* of this move, rows a second */
+	bool		  stale; /* somebody else made partitions meanwhile */
 	Oid			  partition;
 } Drain;
 
@@ -94,22 +99,6 @@ seconds_since(const instr_time *start)
 	INSTR_TIME_SET_CURRENT(now);
 	INSTR_TIME_SUBTRACT(now, *start);
 	return INSTR_TIME_GET_DOUBLE(now);
-}
-
-/* Raises where the hold has used up its time. */
-static void
-check_hold(Drain *drain)
-{
-	double held = seconds_since(&drain->held_since);
-
-	if (held * 1000 <= ta_maintenance_hold_limit)
-		return;
-	drain->too_slow = true;
-	drain->rate = drain->moved / held;
-	ereport(ERROR,
-			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-			 errmsg("rows of the default partition of \"%s\" cannot be moved within techally.maintenance_hold_limit", drain->parent->name),
-			 errhint("Raise techally.maintenance_hold_limit, or see to it that DEFAULT has an index on the partition key.")));
 }
 
 /* The key of a row, by its column or its expression. */
@@ -202,8 +191,25 @@ flush_batch(Batch *batch, Drain *drain)
 	batch->n = 0;
 	batch->bytes = 0;
 	CHECK_FOR_INTERRUPTS();
-	check_hold(drain);
 	ta_progress_update("moving", drain->moved, drain->expected);
+}
+
+/* What of a row is stored out of line, and will be written anew. */
+static Size
+external_bytes(TupleTableSlot *slot)
+{
+	Size bytes = 0;
+
+	slot_getallattrs(slot);
+	for (int i = 0; i < slot->tts_tupleDescriptor->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(slot->tts_tupleDescriptor, i);
+
+		if (!att->attisdropped && att->attlen == -1 && !slot->tts_isnull[i] &&
+			VARATT_IS_EXTERNAL(DatumGetPointer(slot->tts_values[i])))
+			bytes += toast_datum_size(slot->tts_values[i]);
+	}
+	return bytes;
 }
 
 static void
@@ -228,6 +234,8 @@ add_to_batch(Batch *batch, TupleTableSlot *slot)
 			HeapTuple tuple = ((HeapTupleTableSlot *) *copy)->tuple;
 
 			batch->bytes += tuple != NULL ? tuple->t_len : 0;
+			if (tuple != NULL && HeapTupleHasExternal(tuple))
+				batch->bytes += external_bytes(*copy);
 		}
 	}
 	batch->n++;
@@ -349,6 +357,8 @@ move_rows(Oid partition, void *arg)
 	Relation		parent_rel = table_open(parent->relid, NoLock);
 	bool			by_statement = get_rel_relkind(partition) == RELKIND_PARTITIONED_TABLE;
 	Batch			batch = {0};
+	Snapshot		snapshot = RegisterSnapshot(GetLatestSnapshot());
+	uint64			copied = 0;
 	KeyReader		reader;
 	RangeScan		scan;
 	uint64			seen = 0;
@@ -360,12 +370,19 @@ move_rows(Oid partition, void *arg)
 	CheckCmdReplicaIdentity(batch.from, CMD_DELETE);
 	if (by_statement)
 	{
-		char *columns = plain_columns(batch.from);
+		char	  *columns = plain_columns(batch.from);
+		SPIPlanPtr plan = SPI_prepare(psprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM ONLY %s WHERE %s",
+											   ta_qualified_name(partition), columns, columns,
+											   ta_qualified_name(parent->default_oid),
+											   ta_range_condition(parent, &drain->range)),
+									  0, NULL);
 
-		ta_run("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM ONLY %s WHERE %s",
-			   ta_qualified_name(partition), columns, columns, ta_qualified_name(parent->default_oid),
-			   ta_range_condition(parent, &drain->range));
-		check_hold(drain);
+		/* in the snapshot that the rows are deleted in, which need not be the transaction's */
+		if (plan == NULL ||
+			SPI_execute_snapshot(plan, NULL, NULL, snapshot, InvalidSnapshot, false, true, 0) != SPI_OK_INSERT)
+			elog(ERROR, "could not copy rows into \"%s\"", get_rel_name(partition));
+		copied = SPI_processed;
+		SPI_freeplan(plan);
 	}
 	else
 	{
@@ -375,7 +392,7 @@ move_rows(Oid partition, void *arg)
 		batch.bulk = GetBulkInsertState();
 	}
 	batch.cid = GetCurrentCommandId(true);
-	batch.snapshot = RegisterSnapshot(GetLatestSnapshot());
+	batch.snapshot = snapshot;
 	open_key(&reader, parent_rel, batch.from);
 
 	row_context = AllocSetContextCreate(CurrentMemoryContext, "techally drain", ALLOCSET_DEFAULT_SIZES);
@@ -386,10 +403,7 @@ move_rows(Oid partition, void *arg)
 		Timestamp key;
 
 		if (++seen % 10000 == 0)
-		{
 			CHECK_FOR_INTERRUPTS();
-			check_hold(drain);
-		}
 		if (!read_key(&reader, slot, &key) || key < drain->range.from || key >= drain->range.to)
 			continue;
 		add_to_batch(&batch, slot);
@@ -402,6 +416,8 @@ move_rows(Oid partition, void *arg)
 		}
 	}
 	flush_batch(&batch, drain);
+	if (by_statement && copied != drain->moved)
+		elog(ERROR, "copied " UINT64_FORMAT " rows and deleted " UINT64_FORMAT, copied, drain->moved);
 	close_scan(&scan);
 	ExecDropSingleTupleTableSlot(slot);
 	MemoryContextDelete(row_context);
@@ -432,37 +448,41 @@ attempt_to_drain(void *arg)
 	TaRange		  still;
 
 	drain->moved = 0;
-	drain->stale = drain->too_slow = false;
+	drain->stale = drain->held = false;
 	drain->partition = InvalidOid;
 	ta_progress_update("waiting for locks", 0, drain->expected);
 	ta_maintenance_begin(&frame, drain->owner);
 	ta_set_local("lock_timeout", psprintf("%d", ta_maintenance_lock_timeout));
-	(void) ta_lock_parent(drain->relid, true);
 	ta_lock_table(drain->relid, AccessExclusiveLock, deadline);
-	INSTR_TIME_SET_CURRENT(drain->held_since);
 	drain->parent = ta_describe_parent(drain->relid, NoLock);
 	if (OidIsValid(drain->parent->default_oid))
 		ta_lock_table(drain->parent->default_oid, AccessExclusiveLock, deadline);
+	ta_lock_joined(drain->relid, ShareRowExclusiveLock, deadline);
+	INSTR_TIME_SET_CURRENT(drain->held_since);
+	drain->held = true;
+	ta_begin_hold();
 
 	drain->stale = !OidIsValid(drain->parent->default_oid) ||
 				   !ta_free_range(drain->parent, drain->table_step, drain->range.from, &still) ||
 				   still.from != drain->range.from || still.to < drain->range.to;
 	if (!drain->stale)
-		(void) ta_create_partition(drain->parent, drain->step, &drain->range, move_rows, drain, &drain->partition);
+		(void) ta_create_partition(drain->parent, &drain->step, &drain->range, move_rows, drain, &drain->partition);
 	ta_maintenance_end(&frame);
 	drain->rate = drain->moved / Max(seconds_since(&drain->held_since), 0.000001);
 }
 
-/* The first row of DEFAULT that a partition can be made for. */
+/* The first row of DEFAULT, at or after a moment, that a partition can be made for. */
 static bool
-first_key(const TaParent *parent, Timestamp *key)
+first_key(const TaParent *parent, Timestamp after, Timestamp *key)
 {
 	bool  isnull;
 	Datum value;
 
 	/* the grid ends a little before the type does */
-	(void) ta_run("SELECT pg_catalog.min(%s) FROM ONLY %s WHERE %s >= '4712-01-01 BC' AND %s < '294276-01-01'",
-				  parent->key, ta_qualified_name(parent->default_oid), parent->key, parent->key);
+	(void) ta_run("SELECT pg_catalog.min(%s) FROM ONLY %s WHERE %s >= %s AND %s < '294276-01-01'",
+				  parent->key, ta_qualified_name(parent->default_oid), parent->key,
+				  TIMESTAMP_IS_NOBEGIN(after) ? "'4712-01-01 BC'" : ta_bound_literal(parent->key_type, after),
+				  parent->key);
 	value = ta_spi_value(0, 1, &isnull);
 	if (!isnull)
 		*key = ta_key_value(parent->key_type, value);
@@ -527,60 +547,23 @@ cut_range(const TaParent *parent, Drain *drain, TaStep *step, Timestamp first, u
 
 /*
  * Chooses what to move: the free part of the first row's cell, or a part of
- * it if it has more than budget rows.  False where there is no such row.
+ * it if it has more rows than the budget.  True where there is such a row.
  */
 static bool
-choose_range(const TaParent *parent, Drain *drain, TaStep *step, uint64 budget)
+choose_range(Drain *drain)
 {
 	TaMaintenance frame;
+	TaParent	 *parent;
+	Relation	  rel;
+	BlockNumber	  blocks;
 	Timestamp	  key;
-	bool		  found;
+	bool		  found = false;
 
-	ta_maintenance_begin(&frame, parent->owner);
-	found = first_key(parent, &key);
-	if (found)
+	drain->step = *drain->table_step;
+	ta_maintenance_begin(&frame, drain->owner);
+	parent = ta_describe_parent(drain->relid, AccessShareLock);
+	if (OidIsValid(parent->default_oid))
 	{
-		if (!ta_free_range(parent, step, key, &drain->range))
-			elog(ERROR, "a row of DEFAULT has a partition of its own");
-		drain->expected = count_rows(parent, &drain->range);
-		cut_range(parent, drain, step, key, Max(budget, 1));
-	}
-	ta_maintenance_end(&frame);
-	drain->step = step;
-	return found;
-}
-
-/*
- * ta_drain_one_range
- *		Moves one missing range out of the DEFAULT partition of a managed table;
- *		returns its rows, 0 where DEFAULT has none that could have a partition.
- *
- * Rows whose key is NULL, infinite or at the very ends of its type stay.
- * Raises 55P03 where the locks cannot be had, 54000 where the smallest range
- * takes longer than techally.maintenance_hold_limit, 0A000 where DEFAULT is
- * itself partitioned, 55000 where it publishes deletes and has no replica
- * identity.
- */
-uint64
-ta_drain_one_range(Oid relid, const TaStep *table_step)
-{
-	double rate = ta_drain_rate(relid);
-	int	   smaller = 0;
-	int	   empty = 0;
-	Drain  drain = {0};
-
-	if (rate <= 0)
-		rate = GUESSED_RATE;
-	for (;;)
-	{
-		TaParent   *parent = ta_describe_parent(relid, AccessShareLock);
-		TaStep		step = *table_step;
-		ErrorData  *error;
-		Relation	rel;
-		BlockNumber blocks;
-
-		if (!OidIsValid(parent->default_oid))
-			return 0;
 		rel = table_open(parent->default_oid, AccessShareLock);
 		if (rel->rd_rel->relkind != RELKIND_RELATION)
 			ereport(ERROR,
@@ -588,32 +571,111 @@ ta_drain_one_range(Oid relid, const TaStep *table_step)
 					 errmsg("the default partition \"%s\" is no plain table", RelationGetRelationName(rel))));
 		blocks = RelationGetNumberOfBlocks(rel);
 		table_close(rel, NoLock);
-		if (blocks == 0)
-			return 0;
+		found = blocks > 0 && first_key(parent, drain->after, &key);
+	}
+	if (found)
+	{
+		if (!ta_free_range(parent, &drain->step, key, &drain->range))
+			elog(ERROR, "a row of DEFAULT has a partition of its own");
+		drain->cell_end = drain->range.to;
+		drain->expected = count_rows(parent, &drain->range);
+		cut_range(parent, drain, &drain->step, key, Max(drain->budget, 1));
+	}
+	ta_maintenance_end(&frame);
+	return found;
+}
 
-		drain.relid = relid;
-		drain.owner = parent->owner;
-		drain.table_step = table_step;
-		ta_progress_begin("drain", parent->qualified, "counting", TA_PROGRESS_UNKNOWN);
-		if (!choose_range(parent, &drain, &step,
-						  (uint64) (rate * MOVE_SHARE * ta_maintenance_hold_limit / 1000)))
+typedef struct Choice
+{
+	Drain *drain;
+	bool   found;
+} Choice;
+
+/* In a savepoint, and back: looking leaves no lock behind. */
+static bool
+look(void *arg)
+{
+	Choice *choice = arg;
+
+	choice->found = choose_range(choice->drain);
+	return false;
+}
+
+static bool
+find_range(Drain *drain)
+{
+	Choice choice = {drain, false};
+
+	(void) ta_in_savepoint(look, &choice);
+	return choice.found;
+}
+
+/*
+ * ta_drain_one_range
+ *		Moves one missing range out of the DEFAULT partition of a managed table;
+ *		returns its rows, 0 where DEFAULT has none that could have a partition.
+ *
+ * Rows whose key is NULL, infinite or at the very ends of its type stay.  A
+ * range that is refused (its rows fit into no subpartition, say) is passed over
+ * for the next, and its error raised only where there is no other.
+ * Raises 55P03 where the locks cannot be had, 54000 where the smallest range
+ * takes longer than techally.maintenance_hold_limit, 0A000 where DEFAULT is
+ * itself partitioned, 42501 where row security is forced on its owner, 55000
+ * where it publishes deletes and has no replica identity.
+ */
+uint64
+ta_drain_one_range(Oid relid, const TaStep *table_step)
+{
+	double	   rate;
+	int		   smaller = 0;
+	int		   empty = 0;
+	int		   failed = 0;
+	Drain	   drain = {0};
+	ErrorData *first_failure = NULL;
+
+	ta_take_turn(relid);
+	rate = ta_drain_rate(relid);
+	if (rate <= 0)
+		rate = GUESSED_RATE;
+	drain.relid = relid;
+	drain.owner = ta_relation_owner(relid);
+	drain.table_step = table_step;
+	drain.after = DT_NOBEGIN;
+	for (;;)
+	{
+		ErrorData *error;
+
+		drain.budget = (uint64) (rate * MOVE_SHARE * ta_maintenance_hold_limit / 1000);
+		ta_progress_begin("drain", ta_qualified_name(relid), "counting", TA_PROGRESS_UNKNOWN);
+		if (!find_range(&drain))
 		{
 			ta_progress_end();
+			if (first_failure != NULL)
+				ReThrowError(first_failure);
 			return 0;
 		}
 		error = ta_retry(attempt_to_drain, &drain);
 		ta_progress_end();
-		if (error != NULL)
-		{
-			if (!drain.too_slow || ++smaller > MAX_SMALLER)
-				ReThrowError(error);
-			FreeErrorData(error);
-			rate = Max(Min(drain.rate, rate) / 2, 1);
-			continue;
-		}
-		if (drain.moved > 0 || (!drain.stale && ++empty > MAX_EMPTY))
-			break;
 		CHECK_FOR_INTERRUPTS();
+		if (error == NULL)
+		{
+			if (drain.moved > 0 || (!drain.stale && ++empty > MAX_EMPTY))
+				break;
+		}
+		else if (error->sqlerrcode == ERRCODE_PROGRAM_LIMIT_EXCEEDED && drain.held && ++smaller <= MAX_SMALLER)
+		{
+			FreeErrorData(error);
+			rate = Max(Min(drain.moved / Max(seconds_since(&drain.held_since), 0.000001), rate) / 2, 1);
+		}
+		else if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION &&
+				 ++failed <= MAX_FAILED)
+		{
+			if (first_failure == NULL)
+				first_failure = error;
+			drain.after = drain.cell_end;
+		}
+		else
+			ReThrowError(first_failure != NULL ? first_failure : error);
 	}
 	ta_record_drain(relid, drain.rate);
 	ta_announce_partition(relid, drain.partition);

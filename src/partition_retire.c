@@ -31,7 +31,9 @@
 #include "miscadmin.h"
 #include "parser/parse_func.h"
 #include "storage/lmgr.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -43,6 +45,8 @@
 #include "partition_archive.h"
 #include "progress.h"
 #include "request_util.h"
+
+#define MAX_FAILED 16 /* partitions that one call tries in vain */
 
 /* A row of techally.archives. */
 typedef struct Archive
@@ -60,15 +64,21 @@ typedef struct Archive
 
 static const TaStatement archive_columns_pending = {
 	"SELECT a.archive, a.parent::oid, a.kind, a.location, a.status, a.relation::oid, a.partition,"
-	"       a.from_time, a.to_time, a.rows, a.bytes, a.checksum"
+	"       a.from_time, a.to_time, a.rows, a.bytes, a.checksum, a.columns"
 	"  FROM techally.archives a"
 	" WHERE a.parent = $1::pg_catalog.regclass AND a.status = 'detached' AND a.relation IS NOT NULL"
 	" ORDER BY a.archived_at LIMIT 1",
 	1,
 	{OIDOID}};
+static const TaStatement archive_columns_seen = {
+	"SELECT a.archive, a.parent::oid, a.kind, a.location, a.status, a.relation::oid, a.partition,"
+	"       a.from_time, a.to_time, a.rows, a.bytes, a.checksum, a.columns"
+	"  FROM techally.archives a WHERE a.archive = $1",
+	1,
+	{TEXTOID}};
 static const TaStatement archive_columns_named = {
 	"SELECT a.archive, a.parent::oid, a.kind, a.location, a.status, a.relation::oid, a.partition,"
-	"       a.from_time, a.to_time, a.rows, a.bytes, a.checksum"
+	"       a.from_time, a.to_time, a.rows, a.bytes, a.checksum, a.columns"
 	"  FROM techally.archives a WHERE a.archive = $1 FOR UPDATE",
 	1,
 	{TEXTOID}};
@@ -83,9 +93,31 @@ static const TaStatement insert_archive = {
 	{OIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TEXTOID, TEXTOID, OIDOID, TEXTOID}};
 static const TaStatement finish_archive = {
 	"UPDATE techally.archives a SET status = 'archived', location = $2, relation = $3::pg_catalog.regclass,"
-	" rows = $4, bytes = $5, checksum = $6, archived_at = pg_catalog.now() WHERE a.archive = $1",
-	6,
-	{TEXTOID, TEXTOID, OIDOID, INT8OID, INT8OID, TEXTOID}};
+	" rows = $4, bytes = $5, checksum = $6, columns = $7, archived_at = pg_catalog.now() WHERE a.archive = $1",
+	7,
+	{TEXTOID, TEXTOID, OIDOID, INT8OID, INT8OID, TEXTOID, TEXTARRAYOID}};
+static const TaStatement select_columns = {
+	"SELECT pg_catalog.array_agg(a.attname::text ORDER BY a.attnum) FROM pg_catalog.pg_attribute a"
+	" WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''",
+	1,
+	{OIDOID}};
+
+/* A table and what is under it, with their indexes: $1; those of a kind: $2. */
+static const TaStatement select_tree = {
+	"WITH RECURSIVE t (relid, level) AS ("
+	"  SELECT $1, 0 UNION ALL"
+	"  SELECT i.inhrelid, t.level + 1 FROM t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.relid)"
+	" SELECT c.oid, c.relkind FROM t JOIN pg_catalog.pg_class c ON c.oid = t.relid WHERE c.relkind = ANY ($2) ORDER BY t.level, c.oid",
+	2,
+	{OIDOID, CHARARRAYOID}};
+static const TaStatement select_tree_indexes = {
+	"WITH RECURSIVE t (relid, level) AS ("
+	"  SELECT $1, 0 UNION ALL"
+	"  SELECT i.inhrelid, t.level + 1 FROM t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.relid)"
+	" SELECT c.oid, c.relkind FROM t JOIN pg_catalog.pg_index x ON x.indrelid = t.relid JOIN pg_catalog.pg_class c ON c.oid = x.indexrelid"
+	"  WHERE c.relkind = ANY ($2) ORDER BY t.level, c.oid",
+	2,
+	{OIDOID, CHARARRAYOID}};
 static const TaStatement mark_restored = {
 	"UPDATE techally.archives a SET status = 'restored', relation = NULL, restored_at = pg_catalog.now(),"
 	" restored_as = $2::pg_catalog.regclass WHERE a.archive = $1",
@@ -100,19 +132,26 @@ static const TaStatement set_destination = {
 static const TaStatement select_held = {
 	"SELECT 1 FROM techally.archives a WHERE a.restored_as = $1::pg_catalog.regclass", 1, {OIDOID}};
 
-/* Foreign keys that point at a partition or at tables under it, and whether they would survive it. */
+/*
+ * Foreign keys that point at a partition ($1): the name, the table, whether they
+ * would forbid to drop it, and a query for rows that point at its rows, with the
+ * key's own operators; NULL where $2, the partition's owner, may not read them.
+ */
 static const TaStatement select_foreign_keys = {
-	"SELECT coalesce((SELECT u.conname FROM pg_catalog.pg_constraint u WHERE u.oid = c.conparentid), c.conname)::text, c.conrelid::pg_catalog.regclass::text, c.conparentid = 0 AND c.confrelid = $1,"
+	"SELECT coalesce((SELECT u.conname FROM pg_catalog.pg_constraint u WHERE u.oid = c.conparentid), c.conname)::text,"
+	"       c.conrelid::pg_catalog.regclass::text, c.conparentid = 0 AND c.confrelid = $1,"
+	"       CASE WHEN pg_catalog.has_table_privilege($2, c.conrelid, 'SELECT') AND pg_catalog.has_schema_privilege($2, t.relnamespace, 'USAGE') THEN"
 	"       pg_catalog.format('SELECT FROM %s r JOIN %s p ON %s LIMIT 1', c.conrelid::pg_catalog.regclass,"
 	"         c.confrelid::pg_catalog.regclass,"
-	"         (SELECT pg_catalog.string_agg(pg_catalog.format('r.%I = p.%I', ra.attname, pa.attname), ' AND ')"
-	"            FROM ROWS FROM (pg_catalog.unnest(c.conkey), pg_catalog.unnest(c.confkey)) k (r, p)"
+	"         (SELECT pg_catalog.string_agg(pg_catalog.format('p.%I OPERATOR(%I.%s) r.%I', pa.attname, n.nspname, o.oprname, ra.attname), ' AND ')"
+	"            FROM ROWS FROM (pg_catalog.unnest(c.conkey), pg_catalog.unnest(c.confkey), pg_catalog.unnest(c.conpfeqop)) k (r, p, o)"
 	"            JOIN pg_catalog.pg_attribute ra ON ra.attrelid = c.conrelid AND ra.attnum = k.r"
-	"            JOIN pg_catalog.pg_attribute pa ON pa.attrelid = c.confrelid AND pa.attnum = k.p))"
-	"  FROM pg_catalog.pg_constraint c WHERE c.contype = 'f' AND c.confrelid = $1"
+	"            JOIN pg_catalog.pg_attribute pa ON pa.attrelid = c.confrelid AND pa.attnum = k.p"
+	"            JOIN pg_catalog.pg_operator o ON o.oid = k.o JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace)) END"
+	"  FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_class t ON t.oid = c.conrelid WHERE c.contype = 'f' AND c.confrelid = $1"
 	" ORDER BY 2, 1",
-	1,
-	{OIDOID}};
+	2,
+	{OIDOID, OIDOID}};
 
 static Oid
 engine_namespace(void)
@@ -135,6 +174,7 @@ find_archive(const TaStatement *statement, Datum argument)
 	MemoryContext caller = CurrentMemoryContext;
 	TaFrame		  frame;
 	Archive		 *archive = NULL;
+	Datum		  columns;
 	bool		  isnull;
 
 	ta_frame_begin(&frame, ta_partition_registry_owner());
@@ -157,6 +197,18 @@ find_archive(const TaStatement *statement, Datum argument)
 		archive->content.rows = DatumGetInt64(ta_spi_value(0, 10, &isnull));
 		archive->content.bytes = DatumGetInt64(ta_spi_value(0, 11, &isnull));
 		archive->content.checksum = copy_text(0, 12, caller);
+		columns = ta_spi_value(0, 13, &isnull);
+		if (!isnull)
+		{
+			MemoryContext old = MemoryContextSwitchTo(caller);
+			Datum		 *names;
+			int			  n;
+
+			deconstruct_array(DatumGetArrayTypeP(columns), TEXTOID, -1, false, TYPALIGN_INT, &names, NULL, &n);
+			for (int i = 0; i < n; i++)
+				archive->content.columns = lappend(archive->content.columns, TextDatumGetCString(names[i]));
+			MemoryContextSwitchTo(old);
+		}
 	}
 	ta_frame_end(&frame);
 	return archive;
@@ -186,44 +238,142 @@ is_held(Oid partition)
 	return held;
 }
 
-/*
- * What forbids that a partition goes: a foreign key that points at its rows, or
- * one that points at the partition itself where it is to be dropped.  NULL
- * where nothing does.  Reads as the registry's owner, for the other tables may
- * be somebody else's; only operators of pg_catalog are used.
- */
-static char *
-what_points_in(Oid partition, bool drop)
+/* Whether a partition may go, and why not. */
+typedef struct Obstacle
 {
-	MemoryContext  caller = CurrentMemoryContext;
+	Oid			  partition;
+	bool		  drop;
+	MemoryContext context; /* of what is returned */
+	char		 *reason;  /* NULL: it may */
+} Obstacle;
+
+/* In a savepoint, and back: looking leaves no lock behind. */
+static bool
+find_obstacle(void *arg)
+{
+	Obstacle	  *obstacle = arg;
+	Oid			   owner = ta_relation_owner(obstacle->partition);
 	TaMaintenance  frame;
-	Datum		   values[1] = {ObjectIdGetDatum(partition)};
+	Datum		   values[2] = {ObjectIdGetDatum(obstacle->partition), ObjectIdGetDatum(owner)};
 	uint64		   n;
 	SPITupleTable *keys;
-	char		  *result = NULL;
 
-	ta_maintenance_begin(&frame, ta_partition_registry_owner());
+	ta_maintenance_begin(&frame, owner);
 	n = ta_execute(engine_namespace(), &select_foreign_keys, SPI_OK_SELECT, values, NULL);
 	keys = SPI_tuptable;
-	for (uint64 i = 0; i < n && result == NULL; i++)
+	for (uint64 i = 0; i < n && obstacle->reason == NULL; i++)
 	{
-		bool isnull;
-		bool direct = DatumGetBool(SPI_getbinval(keys->vals[i], keys->tupdesc, 3, &isnull));
+		bool		isnull;
+		bool		direct = DatumGetBool(SPI_getbinval(keys->vals[i], keys->tupdesc, 3, &isnull));
+		char	   *query = SPI_getvalue(keys->vals[i], keys->tupdesc, 4);
+		const char *where = NULL;
 
-		if ((drop && direct) ||
-			ta_run("%s", SPI_getvalue(keys->vals[i], keys->tupdesc, 4)) > 0)
+		if (obstacle->drop && direct)
+			where = "it";
+		else if (query == NULL)
+			where = "it, and its owner may not read that table";
+		else if (ta_run("%s", query) > 0)
+			where = "rows in it";
+		if (where != NULL)
 		{
-			MemoryContext old = MemoryContextSwitchTo(caller);
+			MemoryContext old = MemoryContextSwitchTo(obstacle->context);
 
-			result = psprintf("Foreign key \"%s\" of table %s points at %s.",
-							  SPI_getvalue(keys->vals[i], keys->tupdesc, 1),
-							  SPI_getvalue(keys->vals[i], keys->tupdesc, 2),
-							  drop && direct ? "it" : "rows in it");
+			obstacle->reason = psprintf("Foreign key \"%s\" of table %s points at %s.",
+										SPI_getvalue(keys->vals[i], keys->tupdesc, 1),
+										SPI_getvalue(keys->vals[i], keys->tupdesc, 2), where);
 			MemoryContextSwitchTo(old);
 		}
 	}
 	ta_maintenance_end(&frame);
-	return result;
+	return false;
+}
+
+/*
+ * What forbids that a partition goes: a foreign key that points at its rows, or
+ * one that points at the partition itself where it is to be dropped.  NULL
+ * where nothing does.  Looks as the partition's owner, as DETACH will: the other
+ * table, with the expressions of its indexes, may be anybody's.
+ */
+static char *
+what_points_in(Oid partition, bool drop)
+{
+	Obstacle obstacle = {partition, drop, CurrentMemoryContext, NULL};
+
+	(void) ta_in_savepoint(find_obstacle, &obstacle);
+	return obstacle.reason;
+}
+
+/* The members of a tree of partitions, by one of the statements above and their kinds. */
+static List *
+tree_members(const TaStatement *statement, Oid relid, const char *kinds)
+{
+	Datum  values[2] = {ObjectIdGetDatum(relid)};
+	Datum  wanted[8];
+	int	   nwanted = 0;
+	uint64 n;
+	List  *members = NIL;
+
+	for (const char *kind = kinds; *kind != '\0'; kind++)
+		wanted[nwanted++] = CharGetDatum(*kind);
+	values[1] = PointerGetDatum(construct_array(wanted, nwanted, CHAROID, 1, true, TYPALIGN_CHAR));
+	n = ta_execute(engine_namespace(), statement, SPI_OK_SELECT, values, NULL);
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool isnull;
+
+		members = lappend_oid(members, DatumGetObjectId(ta_spi_value(i, 1, &isnull)));
+	}
+	return members;
+}
+
+/*
+ * Puts a table, with what is under it, into a schema.  Names that somebody has
+ * there already, of the tables or their indexes, get the old schema's behind
+ * them: two tables of one name may have the same archive.
+ */
+static void
+move_to_schema(Oid relid, Oid nspid)
+{
+	char	 *target = get_namespace_name(nspid);
+	List	 *tables = tree_members(&select_tree, relid, "rpf");
+	List	 *indexes = tree_members(&select_tree_indexes, relid, "iI");
+	ListCell *lc;
+
+	if (target == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_SCHEMA),
+				 errmsg("schema with OID %u does not exist", nspid)));
+	foreach(lc, list_concat_copy(tables, indexes))
+	{
+		Oid	  member = lfirst_oid(lc);
+		Oid	  from = get_rel_namespace(member);
+		char *name = get_rel_name(member);
+
+		if (from == nspid || !OidIsValid(get_relname_relid(name, nspid)))
+			continue;
+		ta_run("ALTER %s %s RENAME TO %s", list_member_oid(indexes, member) ? "INDEX" : "TABLE",
+			   ta_qualified_name(member),
+			   quote_identifier(ta_free_name(nspid, name, get_namespace_name(from))));
+	}
+	foreach(lc, tables)
+	{
+		if (get_rel_namespace(lfirst_oid(lc)) != nspid)
+			ta_run("ALTER TABLE %s SET SCHEMA %s", ta_qualified_name(lfirst_oid(lc)), quote_identifier(target));
+	}
+}
+
+/* Puts a table, with what is under it and their indexes, into a tablespace. */
+static void
+move_to_tablespace(Oid relid, const char *tablespace)
+{
+	List	 *tables = tree_members(&select_tree, relid, "rp");
+	List	 *indexes = tree_members(&select_tree_indexes, relid, "iI");
+	ListCell *lc;
+
+	foreach(lc, tables)
+		ta_run("ALTER TABLE %s SET TABLESPACE %s", ta_qualified_name(lfirst_oid(lc)), quote_identifier(tablespace));
+	foreach(lc, indexes)
+		ta_run("ALTER INDEX %s SET TABLESPACE %s", ta_qualified_name(lfirst_oid(lc)), quote_identifier(tablespace));
 }
 
 /* A partition that is to go. */
@@ -252,7 +402,6 @@ attempt_to_retire(void *arg)
 	ta_progress_update("waiting for locks", 0, TA_PROGRESS_UNKNOWN);
 	ta_maintenance_begin(&frame, retirement->owner);
 	ta_set_local("lock_timeout", psprintf("%d", ta_maintenance_lock_timeout));
-	(void) ta_lock_parent(retirement->relid, true);
 	ta_lock_table(retirement->relid, AccessExclusiveLock, deadline);
 	parent = ta_describe_parent(retirement->relid, NoLock);
 	retirement->gone = true;
@@ -266,17 +415,20 @@ attempt_to_retire(void *arg)
 		if (OidIsValid(parent->default_oid))
 			ta_lock_table(parent->default_oid, AccessExclusiveLock, deadline);
 		ta_lock_table(retirement->range.partition, AccessExclusiveLock, deadline);
+		ta_lock_joined(retirement->relid, ShareRowExclusiveLock, deadline);
+		ta_begin_hold();
 		partition = ta_qualified_name(retirement->range.partition);
 		ta_run("ALTER TABLE %s DETACH PARTITION %s", parent->qualified, partition);
 		if (strcmp(action, "drop") == 0)
-			ta_run("DROP TABLE %s", partition);
+			ta_run("DROP %s %s", get_rel_relkind(retirement->range.partition) == RELKIND_FOREIGN_TABLE ? "FOREIGN TABLE" : "TABLE",
+				   partition);
 		else if (strcmp(action, "archive") == 0 && strcmp(retirement->managed->archive_kind, "schema") == 0)
-			ta_run("ALTER TABLE %s SET SCHEMA %s", partition, quote_identifier(retirement->managed->archive_name));
+			move_to_schema(retirement->range.partition, get_namespace_oid(retirement->managed->archive_name, false));
 	}
 	ta_maintenance_end(&frame);
 }
 
-/* The archives' schema is made when it is first needed. */
+/* The archives' schema is made when it is first needed, by the owner, if he may. */
 static void
 ensure_archive_schema(const char *name, Oid owner)
 {
@@ -284,9 +436,8 @@ ensure_archive_schema(const char *name, Oid owner)
 
 	if (OidIsValid(get_namespace_oid(name, true)))
 		return;
-	ta_maintenance_begin(&frame, ta_partition_registry_owner());
-	ta_run("CREATE SCHEMA %s AUTHORIZATION %s", quote_identifier(name),
-		   quote_identifier(GetUserNameFromId(owner, false)));
+	ta_maintenance_begin(&frame, owner);
+	ta_run("CREATE SCHEMA %s", quote_identifier(name));
 	ta_maintenance_end(&frame);
 }
 
@@ -310,9 +461,15 @@ finish_detached(const Archive *archive)
 	char		 *qualified = ta_qualified_name(archive->relation);
 	const char	 *location = archive->location;
 	bool		  file = strcmp(archive->kind, "file") == 0;
-	Datum		  values[6] = {0};
-	char		  nulls[7] = "      ";
+	Datum		  values[7] = {0};
+	char		  nulls[8] = "       ";
 
+	/* what is written is what we see, and what is dropped is what there is */
+	if (file && IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
+				 errmsg("a partition cannot be archived to a file in a transaction whose snapshot may be older"),
+				 errhint("Use READ COMMITTED.")));
 	ta_progress_begin("archive", qualified, "counting", TA_PROGRESS_UNKNOWN);
 	ta_maintenance_begin(&frame, owner);
 	ta_set_local("lock_timeout", psprintf("%d", ta_maintenance_lock_timeout));
@@ -322,6 +479,7 @@ finish_detached(const Archive *archive)
 	{
 		bool		  isnull;
 		char		 *manifest;
+		Datum		  columns[1] = {ObjectIdGetDatum(archive->relation)};
 		MemoryContext old;
 
 		(void) ta_run("SELECT pg_catalog.rtrim(pg_catalog.jsonb_build_object("
@@ -339,17 +497,20 @@ finish_detached(const Archive *archive)
 					  archive->relation, archive->parent);
 		(void) ta_spi_value(0, 1, &isnull);
 		manifest = copy_text(0, 1, caller);
+		(void) ta_execute(engine_namespace(), &select_columns, SPI_OK_SELECT, columns, NULL);
+		columns[0] = ta_spi_value(0, 1, &isnull);
 		old = MemoryContextSwitchTo(caller);
+		values[6] = datumCopy(columns[0], false, -1);
 		location = ta_archive_file_name(qualified);
 		MemoryContextSwitchTo(old);
 		ta_write_archive(archive->relation, location, manifest, content.rows, &content);
 		content.checksum = MemoryContextStrdup(caller, content.checksum);
-		ta_run("DROP TABLE %s", qualified);
+		ta_run("DROP %s %s", get_rel_relkind(archive->relation) == RELKIND_FOREIGN_TABLE ? "FOREIGN TABLE" : "TABLE", qualified);
 	}
 	else
 	{
 		ta_progress_update("moving", 0, content.rows);
-		ta_run("ALTER TABLE %s SET TABLESPACE %s", qualified, quote_identifier(location));
+		move_to_tablespace(archive->relation, location);
 		content.bytes = 0;
 	}
 	ta_maintenance_end(&frame);
@@ -365,7 +526,7 @@ finish_detached(const Archive *archive)
 		values[5] = CStringGetTextDatum(content.checksum);
 	}
 	else
-		nulls[4] = nulls[5] = 'n';
+		nulls[4] = nulls[5] = nulls[6] = 'n';
 	write_registry(&finish_archive, SPI_OK_UPDATE, values, nulls);
 	ta_progress_end();
 	return psprintf("archived %s", qualified);
@@ -384,58 +545,95 @@ announce_retirement(Oid parent, const TaRange *range)
 						 TimestampTzGetDatum(range->to));
 }
 
+/* Whether it is no use to try the next partition, either. */
+static bool
+ends_retirement(const ErrorData *error)
+{
+	return error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
+		   error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED ||
+		   error->sqlerrcode == ERRCODE_QUERY_CANCELED;
+}
+
 /*
  * ta_retire_one
  *		Retires one partition of a managed table whose upper bound is no later
  *		than retention before a moment, or goes on with one that is detached
  *		already.  Returns what was done, NULL where there is nothing to do.
  *
- * Raises 23503 where nothing is left but partitions that foreign keys point
- * at, 55P03 where the locks cannot be had, what the DDL raises (2BP01 for a
- * view on a partition that is to be dropped), and for files what
- * ta_write_archive raises.  Nothing has happened then.
+ * One that cannot go is passed over for the next, and its error raised only
+ * where there is no other: 23503 for one that foreign keys point at, 55P03 where
+ * the locks cannot be had, 54000 where it would take longer than
+ * techally.maintenance_hold_limit, what the DDL raises (2BP01 for a view on a
+ * partition that is to be dropped), and for files what ta_write_archive raises.
+ * Nothing has happened then.
  */
 char *
 ta_retire_one(Oid relid, const TaManaged *managed, Timestamp at)
 {
 	TaParent  *parent;
-	Archive	  *pending = find_archive(&archive_columns_pending, ObjectIdGetDatum(relid));
+	Archive	  *pending;
 	Timestamp  cutoff;
 	Retirement retirement = {0};
 	bool	   archive = strcmp(managed->action, "archive") == 0;
 	bool	   in_schema = archive && strcmp(managed->archive_kind, "schema") == 0;
+	bool	   done = false;
+	int		   failed = 0;
 	char	  *blocked_name = NULL;
 	char	  *blocked_why = NULL;
-	ErrorData *error;
+	ErrorData *failure = NULL;
 
+	ta_take_turn(relid);
+	pending = find_archive(&archive_columns_pending, ObjectIdGetDatum(relid));
 	if (pending != NULL && get_rel_name(pending->relation) != NULL)
 		return finish_detached(pending);
 	if (!managed->has_retention || TIMESTAMP_NOT_FINITE(at))
 		return NULL;
 	cutoff = DatumGetTimestamp(DirectFunctionCall2(timestamp_mi_interval, TimestampGetDatum(at),
 												   IntervalPGetDatum(unconstify(Interval *, &managed->retention))));
-	parent = ta_describe_parent(relid, AccessShareLock);
-	for (int i = 0; i < parent->nranges && !OidIsValid(retirement.range.partition); i++)
+	parent = ta_look_at_parent(relid);
+	retirement.relid = relid;
+	retirement.owner = parent->owner;
+	retirement.managed = managed;
+	for (int i = 0; i < parent->nranges && !done && failed < MAX_FAILED; i++)
 	{
-		TaRange *range = &parent->ranges[i];
-		char	*why;
+		TaRange	  *range = &parent->ranges[i];
+		char	  *why;
+		ErrorData *error;
 
+		CHECK_FOR_INTERRUPTS();
 		if (TIMESTAMP_IS_NOEND(range->to) || range->to > cutoff)
 			break;
-		if (is_held(range->partition))
+		if (get_rel_name(range->partition) == NULL || is_held(range->partition))
 			continue;
+		retirement.range = *range;
+		retirement.name = get_rel_name(range->partition);
+		retirement.qualified = ta_qualified_name(range->partition);
 		why = what_points_in(range->partition, strcmp(managed->action, "drop") == 0 ||
 												   (archive && strcmp(managed->archive_kind, "file") == 0));
-		if (why == NULL)
-			retirement.range = *range;
-		else if (blocked_why == NULL)
+		if (why != NULL)
 		{
-			blocked_name = get_rel_name(range->partition);
-			blocked_why = why;
+			if (blocked_why == NULL)
+			{
+				blocked_name = retirement.name;
+				blocked_why = why;
+			}
+			continue;
 		}
+		if (in_schema)
+			ensure_archive_schema(managed->archive_name, parent->owner);
+		ta_progress_begin("retire", retirement.qualified, "waiting for locks", TA_PROGRESS_UNKNOWN);
+		error = ta_retry(attempt_to_retire, &retirement);
+		ta_progress_end();
+		if (error != NULL && ends_retirement(error))
+			ReThrowError(error);
+		done = error == NULL;
+		if (error != NULL && failed++ == 0)
+			failure = error;
 	}
-	if (!OidIsValid(retirement.range.partition))
+	if (!done)
 	{
+		if (failure != NULL)
+			ReThrowError(failure);
 		if (blocked_why != NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_FOREIGN_KEY_VIOLATION),
@@ -444,18 +642,6 @@ ta_retire_one(Oid relid, const TaManaged *managed, Timestamp at)
 		return NULL;
 	}
 
-	retirement.relid = relid;
-	retirement.owner = parent->owner;
-	retirement.managed = managed;
-	retirement.name = get_rel_name(retirement.range.partition);
-	retirement.qualified = ta_qualified_name(retirement.range.partition);
-	if (in_schema)
-		ensure_archive_schema(managed->archive_name, parent->owner);
-	ta_progress_begin("retire", retirement.qualified, "waiting for locks", TA_PROGRESS_UNKNOWN);
-	error = ta_retry(attempt_to_retire, &retirement);
-	ta_progress_end();
-	if (error != NULL)
-		ReThrowError(error);
 	if (retirement.gone)
 		return psprintf("left %s", retirement.qualified);
 	announce_retirement(relid, &retirement.range);
@@ -498,11 +684,11 @@ attempt_to_attach(void *arg)
 
 	ta_maintenance_begin(&frame, restoration->owner);
 	ta_set_local("lock_timeout", psprintf("%d", ta_maintenance_lock_timeout));
-	(void) ta_lock_parent(restoration->relid, true);
 	ta_lock_table(restoration->relid, ShareRowExclusiveLock, deadline);
 	parent = ta_describe_parent(restoration->relid, NoLock);
 	if (OidIsValid(parent->default_oid))
 		ta_lock_table(parent->default_oid, AccessExclusiveLock, deadline);
+	ta_lock_joined(restoration->relid, ShareRowExclusiveLock, deadline);
 	if (ta_default_has_rows(parent, &restoration->range))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -516,12 +702,18 @@ PG_FUNCTION_INFO_V1(ta_restore_archived);
 PG_FUNCTION_INFO_V1(ta_forget_restored);
 PG_FUNCTION_INFO_V1(ta_archive_partitions_to);
 
-/* An archive of a table that the caller owns. */
+/* An archive of a table that the caller owns; our turn comes before its row. */
 static Archive *
 require_archive(Datum name)
 {
-	Archive *archive = find_archive(&archive_columns_named, name);
+	Archive *archive = find_archive(&archive_columns_seen, name);
 
+	if (archive != NULL && OidIsValid(archive->parent) && get_rel_name(archive->parent) != NULL)
+	{
+		ta_require_owner(archive->parent);
+		ta_take_turn(archive->parent);
+		archive = find_archive(&archive_columns_named, name);
+	}
 	if (archive == NULL)
 		ereport(ERROR,
 				(errcode(TA_ERRCODE_RECORD_NOT_FOUND),
@@ -588,12 +780,47 @@ ta_archive_partitions_to(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/* Columns that a table has got since a partition was detached: $1 table, $2 partition. */
+static const TaStatement select_added_columns = {
+	"SELECT pg_catalog.format('ALTER TABLE %s ADD COLUMN %I %s%s%s', $2::pg_catalog.regclass, a.attname,"
+	"         pg_catalog.format_type(a.atttypid, a.atttypmod),"
+	"         CASE WHEN a.attcollation <> t.typcollation THEN pg_catalog.format(' COLLATE %I.%I', n.nspname, l.collname) ELSE '' END,"
+	"         CASE WHEN d.oid IS NULL THEN ''"
+	"              WHEN a.attgenerated <> '' THEN ' GENERATED ALWAYS AS (' || pg_catalog.pg_get_expr(d.adbin, d.adrelid) || ') STORED'"
+	"              ELSE ' DEFAULT ' || pg_catalog.pg_get_expr(d.adbin, d.adrelid) END)"
+	"  FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid"
+	"  LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum"
+	"  LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation LEFT JOIN pg_catalog.pg_namespace n ON n.oid = l.collnamespace"
+	" WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> 'v'"
+	"   AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute o WHERE o.attrelid = $2 AND o.attname = a.attname AND NOT o.attisdropped)"
+	" UNION ALL "
+	"SELECT pg_catalog.format('ALTER TABLE %s ALTER COLUMN %I SET NOT NULL', $2::pg_catalog.regclass, a.attname)"
+	"  FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull"
+	"   AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute o WHERE o.attrelid = $2 AND o.attname = a.attname AND NOT o.attisdropped AND o.attnotnull)",
+	2,
+	{OIDOID, OIDOID}};
+
+/* Columns that the parent has got meanwhile; one that it has lost, the server names when it refuses. */
+static void
+add_missing_columns(Oid parent, Oid partition)
+{
+	Datum		   values[2] = {ObjectIdGetDatum(parent), ObjectIdGetDatum(partition)};
+	uint64		   n = ta_execute(engine_namespace(), &select_added_columns, SPI_OK_SELECT, values, NULL);
+	SPITupleTable *statements = SPI_tuptable;
+
+	for (uint64 i = 0; i < n; i++)
+		ta_run("%s", SPI_getvalue(statements->vals[i], statements->tupdesc, 1));
+	SPI_freetuptable(statements);
+}
+
 /*
  * ta_restore_archived
  *		restore_archived(archive text) → bigint
  *
  * Makes an archived partition a partition of its parent again and returns its
- * rows.  It stays until forget_restored.  Raises TA007 where there is no such
+ * rows.  It stays until forget_restored.  Columns that the parent has got since
+ * are filled with their defaults; those that it has lost are an error (55000 for
+ * a file, else 42804).  Raises TA007 where there is no such
  * archive, 42501 for who does not own the parent, 55000 where it is not
  * archived, its parent has gone or DEFAULT has rows in its range, 42P17 where
  * another partition has the range, XX001 where a file is damaged.
@@ -616,7 +843,7 @@ ta_restore_archived(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("archive \"%s\" is restored already", archive->name)));
 
-	parent = ta_describe_parent(archive->parent, AccessShareLock);
+	parent = ta_look_at_parent(archive->parent);
 	restoration.relid = archive->parent;
 	restoration.owner = parent->owner;
 	restoration.range = archive->range;
@@ -625,9 +852,8 @@ ta_restore_archived(PG_FUNCTION_ARGS)
 	if (OidIsValid(archive->relation) && get_rel_name(archive->relation) != NULL)
 	{
 		restoration.partition = archive->relation;
-		if (get_rel_namespace(archive->relation) != parent->nspid)
-			ta_run("ALTER TABLE %s SET SCHEMA %s", ta_qualified_name(archive->relation),
-				   quote_identifier(get_namespace_name(parent->nspid)));
+		move_to_schema(archive->relation, parent->nspid);
+		add_missing_columns(parent->relid, archive->relation);
 		rows = count_rows(archive->relation);
 	}
 	else if (strcmp(archive->kind, "file") == 0 && archive->content.checksum != NULL)

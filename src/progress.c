@@ -5,7 +5,8 @@
  *
  * What a backend is at stands in its entry of pg_stat_activity, as the text of
  * its query: "techally drain: moving 1000/50000 since 2026-01-01T00:00:00Z on
- * shop.events".  The view techally.progress takes that text apart.  So others
+ * shop.events", a line for each piece of work, the outermost first.  The view
+ * techally.progress takes that text apart.  So others
  * see it while our transaction is open, in a backend and in a worker alike,
  * without shared memory of our own and so without shared_preload_libraries;
  * who may see it is who may see what a session runs.
@@ -55,30 +56,33 @@ typedef struct Progress
 static Progress pieces[MAX_DEPTH];
 static int		depth = 0; /* may exceed MAX_DEPTH: what is deeper is not shown */
 
-/* Puts the innermost piece of work, or else the query, into our entry. */
+/* Puts the pieces of work, or else the query, into our entry. */
 static void
 show(void)
 {
-	const Progress *piece;
-	char			text[1024];
-	char			since[64];
-	char			total[32];
-	pg_time_t		seconds;
+	char text[1024] = "";
 
 	if (depth == 0)
 	{
 		pgstat_report_activity(STATE_RUNNING, debug_query_string);
 		return;
 	}
-	piece = &pieces[Min(depth, MAX_DEPTH) - 1];
-	seconds = timestamptz_to_time_t(piece->started_at);
-	pg_strftime(since, sizeof(since), "%Y-%m-%dT%H:%M:%SZ", pg_gmtime(&seconds));
-	if (piece->total == TA_PROGRESS_UNKNOWN)
-		strlcpy(total, "?", sizeof(total));
-	else
-		snprintf(total, sizeof(total), INT64_FORMAT, piece->total);
-	snprintf(text, sizeof(text), "techally %s: %s " INT64_FORMAT "/%s since %s on %s",
-			 piece->task, piece->phase, piece->done, total, since, piece->relation);
+	for (int i = 0; i < Min(depth, MAX_DEPTH); i++)
+	{
+		const Progress *piece = &pieces[i];
+		pg_time_t		seconds = timestamptz_to_time_t(piece->started_at);
+		Size			used = strlen(text);
+		char			since[64];
+		char			total[32];
+
+		pg_strftime(since, sizeof(since), "%Y-%m-%dT%H:%M:%SZ", pg_gmtime(&seconds));
+		if (piece->total == TA_PROGRESS_UNKNOWN)
+			strlcpy(total, "?", sizeof(total));
+		else
+			snprintf(total, sizeof(total), INT64_FORMAT, piece->total);
+		snprintf(text + used, sizeof(text) - used, "%stechally %s: %s " INT64_FORMAT "/%s since %s on %s",
+				 i > 0 ? "\n" : "", piece->task, piece->phase, piece->done, total, since, piece->relation);
+	}
 	pgstat_report_activity(STATE_RUNNING, text);
 }
 
@@ -130,7 +134,7 @@ ta_progress_init(void)
 	RegisterSubXactCallback(subtransaction_ended, NULL);
 }
 
-/* Cut between characters, so that the text stays valid. */
+/* Cut between characters, so that the text stays valid, and in one line. */
 static void
 copy_clipped(char *to, const char *from, int size)
 {
@@ -138,6 +142,11 @@ copy_clipped(char *to, const char *from, int size)
 
 	memcpy(to, from, length);
 	to[length] = '\0';
+	for (char *c = to; *c != '\0'; c++)
+	{
+		if (*c == '\n')
+			*c = ' ';
+	}
 }
 
 /*

@@ -16,6 +16,7 @@ CREATE TABLE techally.archives (
     rows        bigint,
     bytes       bigint,
     checksum    text,
+    columns     text[],
     archived_at timestamptz NOT NULL DEFAULT CURRENT_TIMESTAMP,
     restored_at timestamptz,
     restored_as regclass,
@@ -39,6 +40,7 @@ COMMENT ON COLUMN techally.archives.relation IS 'The table, where it is one';
 COMMENT ON COLUMN techally.archives.rows IS 'Its rows, where they were counted';
 COMMENT ON COLUMN techally.archives.bytes IS 'The size of its file before compression';
 COMMENT ON COLUMN techally.archives.checksum IS 'SHA-256 of its file before compression, in hexadecimal';
+COMMENT ON COLUMN techally.archives.columns IS 'The columns of its file, in their order';
 COMMENT ON COLUMN techally.archives.archived_at IS 'Since when it is where it is';
 COMMENT ON COLUMN techally.archives.restored_at IS 'When it became a partition again';
 COMMENT ON COLUMN techally.archives.restored_as IS 'Which partition that is; retention leaves it alone';

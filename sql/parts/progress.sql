@@ -37,7 +37,8 @@ SELECT said.parts[1] AS task,
           FROM pg_catalog.pg_locks l
          WHERE l.pid = a.pid AND NOT l.granted) AS waiting_for
   FROM pg_catalog.pg_stat_activity a
- CROSS JOIN LATERAL (SELECT pg_catalog.regexp_match(a.query,
+ CROSS JOIN LATERAL pg_catalog.string_to_table(a.query, E'\n') line
+ CROSS JOIN LATERAL (SELECT pg_catalog.regexp_match(line,
            '^techally (\S+): (\D*?) (\d+)/(\d+|\?) since (\S+) on (.*)$') AS parts) said
  WHERE a.datname = pg_catalog.current_database()
    AND a.state = 'active'

@@ -64,6 +64,88 @@ SELECT * FROM raised($$DELETE FROM cnv.kinds$$);
 CALL techally.partition_table('ev', 'at', '1 month');
 SELECT step, premake FROM techally.managed_partitions WHERE parent = 'ev'::regclass;
 
+-- row security, views, functions that name the table by its OID, foreign keys
+-- that point in, the audit, comments: all of it goes along
+CREATE ROLE regress_cnv_ann;
+CREATE ROLE regress_cnv_ben;
+GRANT USAGE ON SCHEMA cnv TO regress_cnv_ann, regress_cnv_ben;
+CREATE TABLE tied (id int, at timestamptz, who text, body text, PRIMARY KEY (id, at));
+COMMENT ON CONSTRAINT tied_pkey ON tied IS 'The key';
+CREATE INDEX tied_who ON tied (who);
+COMMENT ON INDEX tied_who IS 'Who';
+CREATE POLICY own ON tied FOR ALL TO regress_cnv_ann, regress_cnv_ben USING (who = current_user) WITH CHECK (who = current_user AND NOT EXISTS (SELECT FROM cnv.kinds WHERE kind = tied.body));
+CREATE POLICY short ON tied AS RESTRICTIVE FOR INSERT WITH CHECK (length(body) < 10);
+COMMENT ON POLICY own ON tied IS 'Everybody their own';
+ALTER TABLE tied ENABLE ROW LEVEL SECURITY;
+ALTER TABLE tied FORCE ROW LEVEL SECURITY;
+GRANT SELECT, INSERT ON tied TO regress_cnv_ann, regress_cnv_ben;
+GRANT SELECT ON kinds TO regress_cnv_ann;
+CREATE VIEW seen WITH (security_barrier) AS SELECT t.id, t.at, t.who AS person FROM tied t GROUP BY t.id, t.at;
+CREATE VIEW seen_again AS SELECT count(*) FROM seen;
+COMMENT ON VIEW seen IS 'A view';
+GRANT SELECT ON seen TO regress_cnv_ann;
+CREATE FUNCTION how_many() RETURNS bigint BEGIN ATOMIC SELECT count(*) FROM tied; END;
+CREATE TABLE remarks (id int, tied_id int, tied_at timestamptz, CONSTRAINT remarks_tied FOREIGN KEY (tied_id, tied_at) REFERENCES tied ON DELETE CASCADE DEFERRABLE);
+INSERT INTO tied SELECT g, '2024-01-01'::timestamptz + g * interval '1 day', CASE g % 2 WHEN 0 THEN 'regress_cnv_ann' ELSE 'regress_cnv_ben' END, 'b' FROM generate_series(1, 60) g;
+INSERT INTO remarks SELECT id, id, at FROM tied;
+SELECT techally.enable_audit('tied', redact => '{body}');
+UPDATE tied SET body = 'c' WHERE id = 3;
+SELECT * FROM techally.partition_obstacles('tied', 'at');
+CALL techally.partition_table('tied', 'at', '1 month');
+SELECT tableoid::regclass AS partition, count(*) FROM tied GROUP BY tableoid ORDER BY tableoid::regclass::text;
+SELECT seen.*, seen_again.count, how_many() FROM seen, seen_again WHERE id = 3;
+SELECT relname, reloptions, obj_description(oid) AS remark, relacl IS NOT NULL AS granted FROM pg_class WHERE oid = 'seen'::regclass;
+SELECT obj_description('tied_who'::regclass), (SELECT obj_description(oid) FROM pg_constraint WHERE conrelid = 'tied'::regclass AND conname = 'tied_pkey') AS key,
+       (SELECT obj_description(oid, 'pg_policy') FROM pg_policy WHERE polrelid = 'tied'::regclass AND polname = 'own') AS policy;
+SELECT polname, polcmd, polpermissive, polroles::regrole[], pg_get_expr(polqual, polrelid) AS reads, pg_get_expr(polwithcheck, polrelid) ~ 'EXISTS' AS looks FROM pg_policy WHERE polrelid = 'tied'::regclass ORDER BY 1;
+SELECT relname, relrowsecurity, relforcerowsecurity FROM pg_class WHERE oid IN ('tied'::regclass, 'tied_default'::regclass, 'tied_2024_01'::regclass) ORDER BY 1;
+SELECT has_table_privilege('regress_cnv_ann', 'tied_2024_01', 'SELECT') AS way_round;
+SET ROLE regress_cnv_ann;
+SELECT count(*) FROM tied;
+SELECT count(*) FROM tied WHERE at < '2024-02-01';
+SELECT * FROM raised($$INSERT INTO cnv.tied VALUES (100, '2024-05-05', 'regress_cnv_ben', 'b')$$);
+SELECT * FROM raised($$INSERT INTO cnv.tied VALUES (100, '2024-05-05', 'regress_cnv_ann', 'far too long')$$);
+SELECT * FROM raised($$INSERT INTO cnv.tied VALUES (100, '2024-05-05', 'regress_cnv_ann', 'a')$$);
+SELECT * FROM raised($$INSERT INTO cnv.tied VALUES (100, '2024-05-05', 'regress_cnv_ann', 'b')$$);
+RESET ROLE;
+SELECT conname, convalidated, condeferrable, confdeltype FROM pg_constraint WHERE conrelid = 'remarks'::regclass AND conparentid = 0;
+SELECT * FROM raised($$INSERT INTO cnv.remarks VALUES (0, 0, '2024-01-05')$$);
+DELETE FROM tied WHERE id = 3;
+SELECT count(*) FROM remarks;
+SELECT action, count(*) FROM techally.row_history('tied', '{"id": 3, "at": "2024-01-04T00:00:00+00:00"}') GROUP BY 1 ORDER BY 1;
+SELECT form, excluded, redacted FROM techally.audited_tables WHERE target = 'tied'::regclass;
+SELECT count(*) AS unguarded FROM techally.audit_unguarded('tied');
+SELECT * FROM techally.verify_audit('tied');
+-- a key that does not hold any more is noticed when it is validated, and later
+-- writes are checked all the same
+CREATE TABLE loose (id int, at timestamptz, PRIMARY KEY (id, at));
+CREATE TABLE broken (id int, at timestamptz, CONSTRAINT broken_key FOREIGN KEY (id, at) REFERENCES loose);
+SET session_replication_role = replica;
+INSERT INTO broken VALUES (1, '2024-01-05');
+RESET session_replication_role;
+CALL techally.partition_table('loose', 'at', '1 month');
+SELECT convalidated FROM pg_constraint WHERE conrelid = 'broken'::regclass AND conparentid = 0;
+DELETE FROM broken;
+CALL techally.partition_table('loose', 'at', '1 month');
+SELECT convalidated FROM pg_constraint WHERE conrelid = 'broken'::regclass AND conparentid = 0;
+-- not for somebody else to replace
+CREATE TABLE foreign_to (id int, at timestamptz, PRIMARY KEY (id, at));
+CREATE VIEW of_mine AS SELECT * FROM foreign_to;
+CREATE TABLE mine (id int, at timestamptz, FOREIGN KEY (id, at) REFERENCES foreign_to);
+CREATE FUNCTION count_it() RETURNS bigint BEGIN ATOMIC SELECT count(*) FROM foreign_to; END;
+CREATE MATERIALIZED VIEW kept AS SELECT * FROM foreign_to;
+CREATE TABLE elsewhere (id int);
+CREATE POLICY looks ON elsewhere USING (EXISTS (SELECT FROM foreign_to f WHERE f.id = elsewhere.id));
+CREATE RULE copies AS ON DELETE TO elsewhere DO ALSO DELETE FROM foreign_to;
+CREATE TABLE itself (id int, at timestamptz, up int, PRIMARY KEY (id, at), CONSTRAINT up FOREIGN KEY (up, at) REFERENCES itself);
+ALTER TABLE foreign_to OWNER TO regress_cnv_owner;
+GRANT EXECUTE ON FUNCTION techally.partition_obstacles(regclass, name) TO regress_cnv_owner;
+SET ROLE regress_cnv_owner;
+SELECT * FROM techally.partition_obstacles('foreign_to', 'at') ORDER BY reason COLLATE "C";
+RESET ROLE;
+SELECT * FROM techally.partition_obstacles('foreign_to', 'at') ORDER BY reason COLLATE "C";
+SELECT * FROM techally.partition_obstacles('itself', 'at');
+
 -- what cannot be converted, with every reason
 CREATE TABLE bad (id int PRIMARY KEY, at timestamptz, n int, CHECK (n > 0) NO INHERIT, EXCLUDE (at WITH =)) ;
 ALTER TABLE bad ADD CONSTRAINT later CHECK (n < 10) NOT VALID;
@@ -108,5 +190,5 @@ SELECT * FROM raised($$SELECT techally.create_list_partition('cnv.products', 'ag
 
 DROP PUBLICATION regress_cnv;
 DROP SCHEMA cnv CASCADE;
-DROP OWNED BY regress_cnv_owner, regress_cnv_reader;
-DROP ROLE regress_cnv_owner, regress_cnv_reader;
+DROP OWNED BY regress_cnv_owner, regress_cnv_reader, regress_cnv_ann, regress_cnv_ben;
+DROP ROLE regress_cnv_owner, regress_cnv_reader, regress_cnv_ann, regress_cnv_ben;

@@ -90,6 +90,24 @@ is(sql("SELECT techally.restore_archived('public.ev_2023_01')"), 743, 'restored 
 is(sql("SELECT count(*) FROM (TABLE was EXCEPT TABLE ev) d"), 0, 'row by row');
 is(sql("SELECT coalesce(techally.retire_partition('ev', '2023-05-01'), 'nothing')"), 'nothing', 'and stays');
 
+# into a table whose columns have changed: by their names, and never into others
+sql("CREATE TABLE turned (id int, a text, b text, at timestamptz) PARTITION BY RANGE (at)",
+	"SELECT techally.manage_partitions('turned', '1 month', 0, '1 month', 'archive')",
+	"SELECT techally.archive_partitions_to('turned', 'file')",
+	"SELECT techally.create_partitions('turned', '2023-01-01', '2023-02-01')",
+	"INSERT INTO turned VALUES (1, 'a', 'b', '2023-01-05')");
+sql("SELECT techally.retire_partition('turned', '2023-05-01')") for 1 .. 2;
+sql("ALTER TABLE turned DROP COLUMN a", "ALTER TABLE turned ADD COLUMN c text DEFAULT 'c', ADD COLUMN a text");
+is(sql("SELECT techally.restore_archived('public.turned_2023_01')"), 1, 'restored after columns have moved');
+is(sql("SELECT id, a, b, c FROM turned"), '1|a|b|c', 'each where it belongs');
+sql("SELECT techally.forget_restored('public.turned_2023_01')");
+sql("SELECT techally.retire_partition('turned', '2023-05-01')") for 1 .. 2;
+sql("ALTER TABLE turned DROP COLUMN b", "ALTER TABLE turned ADD COLUMN d text");
+like(failure("SELECT techally.restore_archived('public.turned_2023_01#2')"), qr/^55000 archive .* has a column "b"/, 'a column that has gone is said');
+is(sql("SELECT count(*) FROM turned"), 0, 'and nothing is restored');
+like(failure("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1; SELECT techally.retire_partition('ev', '2023-06-01'); SELECT techally.retire_partition('ev', '2023-06-01')"),
+	qr/^25000 /, 'no file is written in an old snapshot');
+
 # a directory that cannot be written to
 $node->safe_psql('one', "SELECT techally.retire_partition('ev', '2023-06-01')");
 like(failure("SET techally.archive_directory = '$archives/none'; SELECT techally.retire_partition('ev', '2023-06-01')"),
