@@ -454,8 +454,9 @@ guard(const char *qualified, bool rows)
  * ta_audit_guard_partition
  *		Guards a new partition of a log against TRUNCATE.
  *
- * The other triggers are cloned with the partition, but early 15 and 14 forget
- * that they fire always.
+ * The other triggers are cloned with the partition, and fire always as the
+ * log's do.  A partition that came otherwise (restored, attached by hand) may
+ * have its own.
  */
 void
 ta_audit_guard_partition(Oid log, Oid partition)
@@ -464,22 +465,30 @@ ta_audit_guard_partition(Oid log, Oid partition)
 	char		 *qualified;
 	Relation	  rel;
 	bool		  guarded = false;
+	bool		  always = true;
 
 	if (get_rel_relkind(partition) != RELKIND_RELATION)
 		return;
 	rel = table_open(partition, AccessShareLock);
 	for (int i = 0; rel->trigdesc != NULL && i < rel->trigdesc->numtriggers; i++)
-		guarded |= TRIGGER_FOR_TRUNCATE(rel->trigdesc->triggers[i].tgtype) &&
-				   strcmp(rel->trigdesc->triggers[i].tgname, "techally_guard_truncate") == 0;
+	{
+		const Trigger *trigger = &rel->trigdesc->triggers[i];
+
+		guarded |= strcmp(trigger->tgname, "techally_guard_truncate") == 0;
+		if (strcmp(trigger->tgname, "techally_guard_rows") == 0)
+			always = trigger->tgenabled == TRIGGER_FIRES_ALWAYS;
+	}
 	table_close(rel, NoLock);
-	if (guarded)
+	if (guarded && always)
 		return;
 
 	qualified = quote_qualified_identifier(get_namespace_name(get_rel_namespace(partition)),
 										   get_rel_name(partition));
 	ta_maintenance_begin(&frame, ta_relation_owner(partition));
-	guard(qualified, false);
-	run(psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER techally_guard_rows", qualified), SPI_OK_UTILITY);
+	if (!guarded)
+		guard(qualified, false);
+	if (!always)
+		run(psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER techally_guard_rows", qualified), SPI_OK_UTILITY);
 	ta_maintenance_end(&frame);
 }
 

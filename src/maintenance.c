@@ -201,7 +201,10 @@ next_transaction(const Pass *pass)
 		PushActiveSnapshot(GetTransactionSnapshot());
 	}
 	else
+	{
 		SPI_commit();
+		SPI_start_transaction(); /* for 14 before 14.3; done already in others */
+	}
 	MemoryContextReset(pass->step_context);
 	MemoryContextSwitchTo(pass->step_context);
 }
