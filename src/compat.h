@@ -38,6 +38,18 @@
 extern bool ta_object_ownercheck(Oid classid, Oid objectid, Oid roleid);
 #endif
 
+/*
+ * 14 calls a row trigger that was cloned from the parent of a partition
+ * internal, and has no triggers of foreign keys on a partitioned table itself.
+ */
+#if PG_VERSION_NUM < 150000
+#define TA_TRIGGER_IS_INTERNAL(trigger) ((trigger)->tgisinternal && !(trigger)->tgisclone)
+#define TA_PARTITIONED_HAS_KEY_TRIGGERS false
+#else
+#define TA_TRIGGER_IS_INTERNAL(trigger) ((trigger)->tgisinternal)
+#define TA_PARTITIONED_HAS_KEY_TRIGGERS true
+#endif
+
 #include "executor/executor.h"
 #include "funcapi.h"
 #include "nodes/parsenodes.h"

@@ -4,7 +4,8 @@
  *	  What the catalog says of a table's foreign keys, in both directions.
  *
  * Those that refer to a table are found by the triggers that they have put on
- * it, so that nobody scans pg_constraint.  A foreign key of, or to, a
+ * it, so that nobody scans pg_constraint (but for a partitioned table of 14).  A
+ * foreign key of, or to, a
  * partitioned table has entries for the partitions, too; what is returned
  * describes the one that was declared, but for the columns of a partition that
  * refers.
@@ -16,11 +17,15 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/partition.h"
 #include "catalog/pg_constraint.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/relcache.h"
+#include "utils/rel.h"
 #include "utils/reltrigger.h"
 #include "utils/syscache.h"
 
@@ -83,6 +88,46 @@ is_delete_action(Oid function)
 		   function == F_RI_FKEY_NOACTION_DEL;
 }
 
+static void
+add_once(List **keys, TaForeignKey *key)
+{
+	ListCell *cell;
+
+	foreach(cell, *keys)
+	{
+		if (((TaForeignKey *) lfirst(cell))->constraint == key->constraint)
+		{
+			pfree(key);
+			return;
+		}
+	}
+	*keys = lappend(*keys, key);
+}
+
+/* The foreign keys to a relation or to one of these above it, from the catalog. */
+static List *
+catalogued_keys_to(List *relations)
+{
+	List	   *keys = NIL;
+	ScanKeyData search;
+	Relation	constraints = table_open(ConstraintRelationId, AccessShareLock);
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&search, Anum_pg_constraint_contype, BTEqualStrategyNumber, F_CHAREQ, CharGetDatum(CONSTRAINT_FOREIGN));
+	scan = systable_beginscan(constraints, InvalidOid, false, NULL, 1, &search);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_constraint form = (Form_pg_constraint) GETSTRUCT(tuple);
+
+		if (list_member_oid(relations, form->confrelid))
+			add_once(&keys, declared(form->oid));
+	}
+	systable_endscan(scan);
+	table_close(constraints, AccessShareLock);
+	return keys;
+}
+
 /*
  * ta_foreign_keys_to
  *		The foreign keys that refer to rows of a table, a list of TaForeignKey.
@@ -96,24 +141,20 @@ ta_foreign_keys_to(Relation parent)
 	TriggerDesc *triggers = parent->trigdesc;
 	List		*keys = NIL;
 
+	if (parent->rd_rel->relkind == RELKIND_PARTITIONED_TABLE && !TA_PARTITIONED_HAS_KEY_TRIGGERS)
+	{
+		List *relations = NIL;
+
+		if (parent->rd_rel->relispartition)
+			relations = get_partition_ancestors(RelationGetRelid(parent));
+		return catalogued_keys_to(lcons_oid(RelationGetRelid(parent), relations));
+	}
 	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
 	{
-		Trigger		 *trigger = &triggers->triggers[i];
-		TaForeignKey *key;
-		ListCell	 *cell;
+		Trigger *trigger = &triggers->triggers[i];
 
-		if (!is_delete_action(trigger->tgfoid) || !OidIsValid(trigger->tgconstraint))
-			continue;
-		key = declared(trigger->tgconstraint);
-		foreach(cell, keys)
-		{
-			if (((TaForeignKey *) lfirst(cell))->constraint == key->constraint)
-				break;
-		}
-		if (cell == NULL)
-			keys = lappend(keys, key);
-		else
-			pfree(key);
+		if (is_delete_action(trigger->tgfoid) && OidIsValid(trigger->tgconstraint))
+			add_once(&keys, declared(trigger->tgconstraint));
 	}
 	return keys;
 }

@@ -47,6 +47,7 @@
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "storage/latch.h"
+#include "tcop/pquery.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -203,7 +204,8 @@ next_transaction(const Pass *pass)
 	else
 	{
 		SPI_commit();
-		SPI_start_transaction(); /* for 14 before 14.3; done already in others */
+		SPI_start_transaction();	  /* 14 before 14.3 leaves that to us */
+		EnsurePortalSnapshotExists(); /* or 14.0 loses it in a failed subtransaction */
 	}
 	MemoryContextReset(pass->step_context);
 	MemoryContextSwitchTo(pass->step_context);

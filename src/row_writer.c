@@ -350,7 +350,7 @@ triggers_leave_alone(Relation rel)
 	TriggerDesc *triggers = rel->trigdesc;
 
 	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
-		if (!triggers->triggers[i].tgisinternal && !is_ours(triggers->triggers[i].tgfoid))
+		if (!TA_TRIGGER_IS_INTERNAL(&triggers->triggers[i]) && !is_ours(triggers->triggers[i].tgfoid))
 			return false;
 	return true;
 }
