@@ -40,7 +40,7 @@ my $bindir = $old->config_data('--bindir');
 chdir $new->basedir or die "chdir: $!";
 my ($out, $err) = ('', '');
 ok( IPC::Run::run(
-		[ 'pg_upgrade', '--no-sync', '-d', $old->data_dir, '-D', $new->data_dir, '-b', $bindir, '-B', $bindir,
+		[ 'pg_upgrade', ($old->pg_version >= 15 ? '--no-sync' : ()), '-d', $old->data_dir, '-D', $new->data_dir, '-b', $bindir, '-B', $bindir,
 			'-s', $new->host, '-p', $old->port, '-P', $new->port ], '>', \$out, '2>', \$err),
 	'pg_upgrade') or diag($out, $err);
 

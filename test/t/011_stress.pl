@@ -124,7 +124,7 @@ my ($out, $err) = ('', '');
 my $ok = IPC::Run::run(\@pgbench, '>', \$out, '2>', \$err);
 $err = join "\n", grep { !/^pgbench \(/ } split /\n/, $err;
 ok($ok, 'pgbench ran to the end');
-like($out, qr/^number of failed transactions: 0 /m, 'no transaction failed');
+unlike($out, qr{^number of failed transactions: [1-9]}m, 'no transaction failed');
 is($err, '', 'no client saw an error but the expected ones');
 
 is(join("", slurp_file($node->logfile) =~ /^.*deadlock detected.*\n(?:.*\n){0,12}/mg), "", 'no deadlock in the log');
