@@ -1,9 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * array_util.c
- *	  Array values for the parameters of set-based statements.
+ *	  Keys, and array values for the parameters of set-based statements.
  *
- * Each function returns a palloc'd one-dimensional array; a NULL pointer
+ * Those for arrays return a palloc'd one-dimensional array; a NULL pointer
  * among texts, or isnull among uuids, is a NULL element.
  *
  *-------------------------------------------------------------------------
@@ -16,6 +16,36 @@
 #include "utils/lsyscache.h"
 
 #include "array_util.h"
+
+/*
+ * ta_new_uuid
+ *		A random key, as gen_random_uuid makes it (RFC 9562, version 4).
+ *
+ * The random bytes are fetched for many at a time: asking costs more than they
+ * do.  Raises XX000 where the system has none.
+ */
+pg_uuid_t
+ta_new_uuid(void)
+{
+	static unsigned char bytes[64 * UUID_LEN];
+	static size_t		 left = 0;
+	pg_uuid_t			 result;
+
+	if (left == 0)
+	{
+		if (!pg_strong_random(bytes, sizeof(bytes)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not generate random values")));
+		left = sizeof(bytes);
+	}
+	left -= UUID_LEN;
+	memcpy(result.data, bytes + left, UUID_LEN);
+	memset(bytes + left, 0, UUID_LEN);
+	result.data[6] = (result.data[6] & 0x0f) | 0x40;
+	result.data[8] = (result.data[8] & 0x3f) | 0x80;
+	return result;
+}
 
 static Datum
 make_array(Datum *datums, bool *nulls, int count, Oid type)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * array_util.h
- *	  Array values for the parameters of set-based statements.
+ *	  Keys, and array values for the parameters of set-based statements.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,6 +25,8 @@ ta_compare_uuids(const pg_uuid_t *a, const pg_uuid_t *b)
 {
 	return memcmp(a->data, b->data, UUID_LEN);
 }
+
+extern pg_uuid_t ta_new_uuid(void);
 
 extern Datum ta_uuid_array(const pg_uuid_t *values, int count);
 extern Datum ta_nullable_uuid_array(const TaUuid *values, int count);

@@ -54,6 +54,15 @@ extern bool ta_object_ownercheck(Oid classid, Oid objectid, Oid roleid);
 #include "funcapi.h"
 #include "nodes/parsenodes.h"
 
+#include "access/tableam.h"
+
+/* whether an update asks for new entries in indexes: the B-trees among them, all or none */
+#if PG_VERSION_NUM >= 160000
+typedef TU_UpdateIndexes TaUpdatedIndexes;
+#else
+typedef bool TaUpdatedIndexes;
+#endif
+
 /* the prepared CHECK constraints of a ResultRelInfo */
 #if PG_VERSION_NUM >= 180000
 #define TA_RI_CHECKS ri_CheckConstraintExprs

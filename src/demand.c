@@ -144,30 +144,30 @@ static const TaStatement sweep_expired = {
 	{UUIDARRAYOID, TIMESTAMPTZOID, INT4OID}};
 
 /*
- * What the stock is read by: a SKU, or a SKU and a stripe.  The columns have
- * the same places in all three lists.
+ * What the stock is read by: a SKU, or a SKU, a warehouse and a stripe.  The
+ * columns have the same places in all three lists.
  */
 enum
 {
 	STOCK_KEY,
+	STOCK_WAREHOUSE,
 	STOCK_STRIPE,
 	STOCK_ID,
 	STOCK_VARIANT, /* not where the variant is the key */
-	STOCK_WAREHOUSE,
 	STOCK_ON_HAND,
 	STOCK_RESERVED,
 	STOCK_COLUMNS
 };
 
 static const TaColumn product_columns[] = {
-	{"product_id", UUIDOID}, {"stripe", INT2OID}, {"id", UUIDOID}, {"variant_id", UUIDOID}, {"warehouse_id", UUIDOID}, {"quantity_on_hand", INT4OID}, {"quantity_reserved", INT4OID}};
+	{"product_id", UUIDOID}, {"warehouse_id", UUIDOID}, {"stripe", INT2OID}, {"id", UUIDOID}, {"variant_id", UUIDOID}, {"quantity_on_hand", INT4OID}, {"quantity_reserved", INT4OID}};
 static const TaColumn product_stripe_columns[] = {
-	{"product_id", UUIDOID}, {"stripe", INT2OID}, {"id", UUIDOID}, {"variant_id", UUIDOID}, {"warehouse_id", UUIDOID}, {"quantity_on_hand", INT4OID}, {"quantity_reserved", INT4OID}};
+	{"product_id", UUIDOID}, {"warehouse_id", UUIDOID}, {"stripe", INT2OID}, {"id", UUIDOID}, {"variant_id", UUIDOID}, {"quantity_on_hand", INT4OID}, {"quantity_reserved", INT4OID}};
 static const TaColumn variant_stripe_columns[] = {
-	{"variant_id", UUIDOID}, {"stripe", INT2OID}, {"id", UUIDOID}, {"product_id", UUIDOID}, {"warehouse_id", UUIDOID}, {"quantity_on_hand", INT4OID}, {"quantity_reserved", INT4OID}};
+	{"variant_id", UUIDOID}, {"warehouse_id", UUIDOID}, {"stripe", INT2OID}, {"id", UUIDOID}, {"product_id", UUIDOID}, {"quantity_on_hand", INT4OID}, {"quantity_reserved", INT4OID}};
 static const TaReaderKey by_product = {1, NULL};
-static const TaReaderKey by_product_and_stripe = {2, "variant_id"};
-static const TaReaderKey by_variant_and_stripe = {2, NULL};
+static const TaReaderKey stripe_of_product = {3, "variant_id"};
+static const TaReaderKey stripe_of_variant = {3, NULL};
 
 static const TaColumn warehouse_columns[] = {
 	{"id", UUIDOID}, {"code", TEXTOID}, {"priority", INT4OID}, {"is_active", BOOLOID}};
@@ -274,9 +274,11 @@ typedef struct Finder
 	bool		 direct; /* by index, else by statements */
 	TaRowReader *warehouses;
 	TaRowReader *by_product;
-	TaRowReader *by_product_and_stripe;
-	TaRowReader *by_variant_and_stripe;
+	TaRowReader *stripe_of_product;
+	TaRowReader *stripe_of_variant;
 	List		*known_warehouses;
+	List		*active_warehouses; /* in the order in which they serve; read when needed */
+	bool		 knows_active;
 	Found		*found;
 	int			 nfound;
 	int			 size;
@@ -290,6 +292,18 @@ compare_found(const void *a, const void *b)
 	int			 result = ta_compare_uuids(&x->id, &y->id);
 
 	return result != 0 ? result : (x->group > y->group) - (x->group < y->group);
+}
+
+static Warehouse *
+make_warehouse(const Datum *values)
+{
+	Warehouse *warehouse = palloc(sizeof(Warehouse));
+
+	warehouse->id = *DatumGetUUIDP(values[0]);
+	warehouse->code = TextDatumGetCString(values[1]);
+	warehouse->priority = DatumGetInt32(values[2]);
+	warehouse->is_active = DatumGetBool(values[3]);
+	return warehouse;
 }
 
 /* Reads a warehouse, once for all rows that lie in it. */
@@ -310,26 +324,52 @@ find_warehouse(TaRowReader *reader, List **known, const pg_uuid_t *id)
 	ta_reader_find(reader, UUIDPGetDatum(id));
 	if (!ta_reader_next(reader, values, nulls, NULL))
 		return NULL;
-	warehouse = palloc(sizeof(Warehouse));
-	warehouse->id = *id;
-	warehouse->code = TextDatumGetCString(values[1]);
-	warehouse->priority = DatumGetInt32(values[2]);
-	warehouse->is_active = DatumGetBool(values[3]);
+	warehouse = make_warehouse(values);
 	*known = lappend(*known, warehouse);
 	return warehouse;
+}
+
+static int
+compare_warehouses(const ListCell *a, const ListCell *b)
+{
+	const Warehouse *x = lfirst(a);
+	const Warehouse *y = lfirst(b);
+
+	if (x->priority != y->priority)
+		return x->priority < y->priority ? -1 : 1;
+	return strcmp(x->code, y->code);
+}
+
+/* The active warehouses, in the order in which they serve. */
+static List *
+active_warehouses(Finder *finder)
+{
+	Datum values[4];
+	bool  nulls[4];
+
+	if (finder->knows_active)
+		return finder->active_warehouses;
+	ta_reader_find_all(finder->warehouses);
+	while (ta_reader_next(finder->warehouses, values, nulls, NULL))
+		if (DatumGetBool(values[3]))
+			finder->active_warehouses = lappend(finder->active_warehouses, make_warehouse(values));
+	list_sort(finder->active_warehouses, compare_warehouses);
+	finder->known_warehouses = list_copy(finder->active_warehouses);
+	finder->knows_active = true;
+	return finder->active_warehouses;
 }
 
 static void
 finder_close(Finder *finder)
 {
 	TaRowReader *readers[] = {finder->warehouses, finder->by_product,
-							  finder->by_product_and_stripe, finder->by_variant_and_stripe};
+							  finder->stripe_of_product, finder->stripe_of_variant};
 
 	for (int i = 0; i < (int) lengthof(readers); i++)
 		if (readers[i] != NULL)
 			ta_reader_close(readers[i]);
 	finder->warehouses = finder->by_product = NULL;
-	finder->by_product_and_stripe = finder->by_variant_and_stripe = NULL;
+	finder->stripe_of_product = finder->stripe_of_variant = NULL;
 }
 
 static Found *
@@ -362,7 +402,7 @@ collect(Finder *finder, TaRowReader *reader, const TaDemandGroup *group, int g)
 		const Warehouse *warehouse;
 		Found			*found;
 
-		if (reader != finder->by_variant_and_stripe &&
+		if (reader != finder->stripe_of_variant &&
 			(nulls[STOCK_VARIANT] != group->variant_id.isnull ||
 			 (!nulls[STOCK_VARIANT] &&
 			  ta_compare_uuids(DatumGetUUIDP(values[STOCK_VARIANT]), &group->variant_id.value) != 0)))
@@ -389,70 +429,117 @@ collect(Finder *finder, TaRowReader *reader, const TaDemandGroup *group, int g)
 	return writer;
 }
 
+/* Finds one stripe of a group's stock in a warehouse; returns what it has, -1 where it is not there. */
+static int32
+find_stripe(Finder *finder, TaRowReader *reader, const TaDemandGroup *group, int g,
+			const Warehouse *warehouse, int stripe)
+{
+	Datum keys[3];
+	int	  before = finder->nfound;
+
+	keys[0] = UUIDPGetDatum(group->variant_id.isnull ? &group->product_id : &group->variant_id.value);
+	keys[1] = UUIDPGetDatum(&warehouse->id);
+	keys[2] = Int16GetDatum(stripe);
+	ta_reader_find_by(reader, keys);
+	collect(finder, reader, group, g);
+	return finder->nfound == before ? -1 : finder->found[before].available;
+}
+
 /*
- * Finds rows by index: all that may serve (whole), or of each SKU stripe 0 and
- * this backend's own.  False where a table does not allow it.
+ * Finds the stock that a group is likely to be served from: of the first
+ * warehouse that has any row of it, this backend's own stripe or, where that has
+ * too little, stripe 0, too.  Every stock has a stripe 0.
+ */
+static void
+find_likely(Finder *finder, TaRowReader *reader, TaDemand *demand, int g)
+{
+	TaDemandGroup *group = &demand->groups[g];
+	List		  *warehouses = NIL;
+	ListCell	  *cell;
+	int64		   quantity = 0;
+	int			   own;
+
+	for (int i = 0; i < demand->nlines; i++)
+		if (demand->group_of[i] == g)
+			quantity += demand->lines[i].quantity;
+	if (group->warehouse_id.isnull)
+		warehouses = active_warehouses(finder);
+	else
+	{
+		const Warehouse *named = find_warehouse(finder->warehouses, &finder->known_warehouses,
+												&group->warehouse_id.value);
+
+		if (named != NULL)
+			warehouses = list_make1((void *) named);
+	}
+
+	group->nstripes = ta_stripes_known(finder->nspid, group);
+	own = ta_stripes_own(group->nstripes);
+	foreach(cell, warehouses)
+	{
+		const Warehouse *warehouse = lfirst(cell);
+		int32			 units = own == 0 ? -1 : find_stripe(finder, reader, group, g, warehouse, own);
+
+		CHECK_FOR_INTERRUPTS();
+		if (units < quantity)
+			units = Max(units, find_stripe(finder, reader, group, g, warehouse, 0));
+		if (units >= 0)
+			break;
+	}
+}
+
+/*
+ * Finds rows by index: all that may serve (whole), or the likely ones.  False
+ * where a table does not allow it.
  */
 static bool
 find_directly(Finder *finder, TaDemand *demand, bool whole)
 {
-	Oid relid = get_relname_relid("inventory_stock", finder->nspid);
+	Oid relid = ta_store_table(finder->nspid, "inventory_stock");
 
-	finder->warehouses = ta_reader_open(get_relname_relid("warehouses", finder->nspid), false,
+	finder->warehouses = ta_reader_open(ta_store_table(finder->nspid, "warehouses"), false,
 										warehouse_columns, lengthof(warehouse_columns));
 	if (finder->warehouses == NULL)
 		return false;
 
 	for (int g = 0; g < demand->ngroups; g++)
 	{
-		TaDemandGroup *group = &demand->groups[g];
-		TaRowReader	 **reader;
-		Datum		   key;
-		int			   own;
+		TaDemandGroup	  *group = &demand->groups[g];
+		TaRowReader		 **reader;
+		const TaReaderKey *key;
+		const TaColumn	  *columns;
 
 		CHECK_FOR_INTERRUPTS();
 		if (whole)
 		{
 			reader = &finder->by_product;
-			key = UUIDPGetDatum(&group->product_id);
-			if (*reader == NULL)
-				*reader = ta_reader_open_beside(finder->warehouses, &by_product, relid, true,
-												product_columns, STOCK_COLUMNS);
+			key = &by_product;
+			columns = product_columns;
 		}
 		else if (group->variant_id.isnull)
 		{
-			reader = &finder->by_product_and_stripe;
-			key = UUIDPGetDatum(&group->product_id);
-			if (*reader == NULL)
-				*reader = ta_reader_open_beside(finder->warehouses, &by_product_and_stripe, relid, true,
-												product_stripe_columns, STOCK_COLUMNS);
+			reader = &finder->stripe_of_product;
+			key = &stripe_of_product;
+			columns = product_stripe_columns;
 		}
 		else
 		{
-			reader = &finder->by_variant_and_stripe;
-			key = UUIDPGetDatum(&group->variant_id.value);
-			if (*reader == NULL)
-				*reader = ta_reader_open_beside(finder->warehouses, &by_variant_and_stripe, relid, true,
-												variant_stripe_columns, STOCK_COLUMNS);
+			reader = &finder->stripe_of_variant;
+			key = &stripe_of_variant;
+			columns = variant_stripe_columns;
 		}
+		if (*reader == NULL)
+			*reader = ta_reader_open_beside(finder->warehouses, key, relid, true, columns, STOCK_COLUMNS);
 		if (*reader == NULL)
 			return false;
 
 		if (whole)
 		{
-			ta_reader_find(*reader, key);
-			collect(finder, *reader, group, g);
-			continue;
-		}
-		group->nstripes = ta_stripes_known(finder->nspid, group);
-		own = ta_stripes_own(group->nstripes);
-		if (own != 0)
-		{
-			ta_reader_find_two(*reader, key, Int16GetDatum(own));
+			ta_reader_find(*reader, UUIDPGetDatum(&group->product_id));
 			collect(finder, *reader, group, g);
 		}
-		ta_reader_find_two(*reader, key, Int16GetDatum(0));
-		collect(finder, *reader, group, g);
+		else
+			find_likely(finder, *reader, demand, g);
 	}
 	return true;
 }
@@ -595,8 +682,7 @@ stock_reader(Finder *finder)
 {
 	if (finder->by_product != NULL)
 		return finder->by_product;
-	return finder->by_product_and_stripe != NULL ? finder->by_product_and_stripe
-												 : finder->by_variant_and_stripe;
+	return finder->stripe_of_product != NULL ? finder->stripe_of_product : finder->stripe_of_variant;
 }
 
 /* What a row has, once it is locked. */
@@ -1049,9 +1135,9 @@ wait_for_units(Oid nspid, TaDemand *demand)
 	/* every row, committed or not, with the most that it has in any version */
 	memset(&finder, 0, sizeof(Finder));
 	finder.nspid = nspid;
-	reader = ta_reader_open_dirty(get_relname_relid("inventory_stock", nspid),
+	reader = ta_reader_open_dirty(ta_store_table(nspid, "inventory_stock"),
 								  product_columns, STOCK_COLUMNS);
-	finder.warehouses = ta_reader_open(get_relname_relid("warehouses", nspid), false,
+	finder.warehouses = ta_reader_open(ta_store_table(nspid, "warehouses"), false,
 									   warehouse_columns, lengthof(warehouse_columns));
 	if (reader != NULL && finder.warehouses != NULL)
 	{

@@ -346,7 +346,7 @@ close_readers(TaRowReader **readers, int count)
 static TaRowReader *
 open_reader(Oid nspid, const char *table, bool for_update, const TaColumn *columns, int ncolumns)
 {
-	return ta_reader_open(get_relname_relid(table, nspid), for_update, columns, ncolumns);
+	return ta_reader_open(ta_store_table(nspid, table), for_update, columns, ncolumns);
 }
 
 /*
@@ -371,7 +371,7 @@ find_sku_row(SkuReaders *readers, SkuTable table, Datum key, Datum *values, bool
 
 	if (*reader == NULL && !readers->refused)
 	{
-		Oid relid = get_relname_relid(tables[table].name, readers->nspid);
+		Oid relid = ta_store_table(readers->nspid, tables[table].name);
 
 		*reader = readers->readers[SKUS] == NULL
 					  ? ta_reader_open(relid, false, tables[table].columns, tables[table].ncolumns)
@@ -592,7 +592,7 @@ write_header(Oid nspid, const pg_uuid_t *id, const pg_uuid_t *order_id, const ch
 	values[3] = Int64GetDatum(quantity);
 	values[4] = TimestampTzGetDatum(expires_at);
 
-	writer = ta_writer_open(get_relname_relid("stock_reservations", nspid), CMD_INSERT,
+	writer = ta_writer_open(ta_store_table(nspid, "stock_reservations"), CMD_INSERT,
 							reservation_columns, lengthof(reservation_columns));
 	if (writer != NULL)
 	{
@@ -615,7 +615,7 @@ write_parts(Oid nspid, const pg_uuid_t *reservation, const NewPart *parts, int c
 	static const TaVouched vouched[] = {
 		{"reservation_id", "stock_reservations"}, {"stock_id", "inventory_stock"}};
 	TaRowWriter *writer = ta_writer_open_vouched(vouched, lengthof(vouched),
-												 get_relname_relid("stock_reservation_parts", nspid),
+												 ta_store_table(nspid, "stock_reservation_parts"),
 												 part_columns, lengthof(part_columns));
 
 	if (writer != NULL)
@@ -687,7 +687,7 @@ ta_inventory_reserve(Oid nspid, TaLine *lines, int nlines,
 		total += demand.rows[r].taken;
 		nparts++;
 	}
-	reservation = *DatumGetUUIDP(DirectFunctionCall1(gen_random_uuid, (Datum) 0));
+	reservation = ta_new_uuid();
 	write_header(nspid, &reservation, order_id, reference, total, expires_at);
 	write_parts(nspid, &reservation, parts, nparts);
 	return reservation;
@@ -923,7 +923,7 @@ bind_directly(Oid nspid, const pg_uuid_t *order_id, bool sold, pg_uuid_t **ids, 
 
 	if (reader == NULL)
 		return false;
-	writer = ta_writer_open(get_relname_relid("stock_reservations", nspid), CMD_UPDATE,
+	writer = ta_writer_open(ta_store_table(nspid, "stock_reservations"), CMD_UPDATE,
 							closing_columns, lengthof(closing_columns));
 	if (writer == NULL)
 	{

@@ -475,7 +475,7 @@ uuid_text(const pg_uuid_t *id)
 static Oid
 orders_relation(Oid nspid)
 {
-	Oid relid = get_relname_relid("orders", nspid);
+	Oid relid = ta_store_table(nspid, "orders");
 
 	if (!OidIsValid(relid))
 		ereport(ERROR,
@@ -488,7 +488,7 @@ orders_relation(Oid nspid)
 static char *
 draw_order_number(Oid nspid)
 {
-	Oid			 sequence = get_relname_relid("order_number_seq", nspid);
+	Oid			 sequence = ta_store_table(nspid, "order_number_seq");
 	struct pg_tm tm;
 	fsec_t		 fsec;
 	int64		 number;
@@ -572,7 +572,7 @@ write_order(NewOrder *order, MemoryContext result_context)
 	TaTransitionContext context = {0};
 	uint64				written;
 
-	order->id = *DatumGetUUIDP(DirectFunctionCall1(gen_random_uuid, (Datum) 0));
+	order->id = ta_new_uuid();
 	values[0] = UUIDPGetDatum(&order->id);
 	values[1] = CStringGetTextDatum(order->order_number ? order->order_number : draw_order_number(order->nspid));
 	values[2] = order->user_id;
@@ -623,18 +623,19 @@ static const TaColumn item_columns[] = {
 static bool
 write_items_directly(NewOrder *order)
 {
-	TaRowWriter *writer = ta_writer_open(get_relname_relid("order_items", order->nspid), CMD_INSERT,
+	TaRowWriter *writer = ta_writer_open(ta_store_table(order->nspid, "order_items"), CMD_INSERT,
 										 item_columns, lengthof(item_columns));
 
 	if (writer == NULL)
 		return false;
 	for (int i = 0; i < order->nlines; i++)
 	{
-		TaLine *line = &order->lines[i];
-		Datum	values[9];
-		bool	nulls[9] = {false};
+		TaLine	 *line = &order->lines[i];
+		pg_uuid_t id = ta_new_uuid();
+		Datum	  values[9];
+		bool	  nulls[9] = {false};
 
-		values[0] = DirectFunctionCall1(gen_random_uuid, (Datum) 0);
+		values[0] = UUIDPGetDatum(&id);
 		values[1] = UUIDPGetDatum(&order->id);
 		values[2] = Int32GetDatum(i + 1);
 		values[3] = UUIDPGetDatum(&line->product_id);
@@ -1254,7 +1255,7 @@ write_return(Oid nspid, const pg_uuid_t *order_id, ReturnLine *items, int nitems
 	if (n == 0)
 		return false;
 
-	*return_id = *DatumGetUUIDP(DirectFunctionCall1(gen_random_uuid, (Datum) 0));
+	*return_id = ta_new_uuid();
 	values[0] = UUIDPGetDatum(return_id);
 	values[1] = UUIDPGetDatum(order_id);
 	values[2] = ta_uuid_array(ids, n);

@@ -5,9 +5,14 @@
  *
  * The counterpart of row_writer.c for the few rows that an order looks up: an
  * index scan under the transaction's snapshot, as an Index Scan node makes it,
- * and a row lock, as a LockRows node takes it.  The key is one column, or two;
+ * and a row lock, as a LockRows node takes it.  The key is one to three columns;
  * any B-tree index that begins with the first and leaves out no row that is
  * wanted will do.
+ *
+ * Where the key is unique, a backend remembers where it found a row.  If under the
+ * snapshot of a later reader the version that lies there is visible and has the
+ * key, it is the row, and no index is asked.  The place is a hint: anything else
+ * that is found there, or nothing, means to look it up.
  *
  * ta_reader_open returns NULL where the table does not allow it (row security
  * for the role that reads, no such index, a column of another type, a missing
@@ -25,10 +30,12 @@
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
+#include "common/hashfn.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
 #include "nodes/primnodes.h"
 #include "parser/parse_coerce.h"
+#include "storage/bufmgr.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/fmgroids.h"
@@ -39,6 +46,7 @@
 #include "utils/rel.h"
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
+#include "utils/uuid.h"
 
 #include "compat.h"
 #include "row_reader.h"
@@ -58,27 +66,45 @@ typedef struct Lookup
 	bool	   valid;  /* cleared by invalidation, also while we look */
 	bool	   usable; /* set last */
 	Oid		   index;
-	AttrNumber second; /* which column of the index is the second key */
+	bool	   unique;				/* for a key there is one row at most */
+	AttrNumber places[TA_MAX_KEYS]; /* which columns of the index are the keys */
 	AttrNumber attnums[MAX_COLUMNS];
 } Lookup;
+
+/* Where a row was found. */
+typedef struct Place
+{
+	Oid				relid;
+	uint32			hash; /* of the key */
+	ItemPointerData tid;
+} Place;
+
+#define PLACES 512
 
 struct TaRowReader
 {
 	Relation		rel;
-	Relation		index;
-	RegProcedure	equality;
-	RegProcedure	second_equality;
-	AttrNumber		second; /* 0: the key is one column */
+	Oid				index_oid;
+	Relation		index; /* opened when it is needed */
+	int				nkeys;
+	Oid				key_types[TA_MAX_KEYS];
+	AttrNumber		places[TA_MAX_KEYS];
 	AttrNumber		attnums[MAX_COLUMNS];
 	int				ncolumns;
+	bool			hinted;	 /* places may be remembered */
+	uint32			hash;	 /* of the key that is looked for */
+	bool			at_hand; /* the slot holds the only row of the key */
+	bool			over;
 	Snapshot		snapshot; /* registered, but for a dirty one */
 	SnapshotData	dirty;
 	IndexScanDesc	scan;
+	TableScanDesc	whole; /* of all rows */
 	TupleTableSlot *slot;
 	TupleTableSlot *locked;
 };
 
 static HTAB *lookups = NULL;
+static Place places[PLACES];
 
 static void
 relation_changed(Datum arg, Oid relid)
@@ -160,32 +186,42 @@ index_column(Relation index, AttrNumber attnum)
 }
 
 /*
- * An index that finds rows by their column attnum, and by second where that is
- * not 0; *column is then the place of that one.
+ * Finds an index that has the first columns of the lookup, as many as there are
+ * keys, in their order and the very first at its front.  One that is unique in just these is best.
  */
-static Oid
-find_index(Relation rel, AttrNumber attnum, AttrNumber second, AttrNumber null_attnum,
-		   AttrNumber *column)
+static void
+find_index(Lookup *lookup, Relation rel, int nkeys, AttrNumber null_attnum)
 {
 	List	 *indexes = RelationGetIndexList(rel);
 	ListCell *cell;
-	Oid		  found = InvalidOid;
 
+	lookup->index = InvalidOid;
+	lookup->unique = false;
 	foreach(cell, indexes)
 	{
-		Relation index = index_open(lfirst_oid(cell), AccessShareLock);
+		Relation   index = index_open(lfirst_oid(cell), AccessShareLock);
+		AttrNumber columns[TA_MAX_KEYS];
+		bool	   fits = index->rd_index->indisvalid && index->rd_rel->relam == BTREE_AM_OID &&
+					!index->rd_index->indcheckxmin &&
+					is_complete(index, lookup->attnums[0], null_attnum);
 
-		*column = second != 0 ? index_column(index, second) : 0;
-		if (index->rd_index->indisvalid && index->rd_rel->relam == BTREE_AM_OID &&
-			index->rd_index->indkey.values[0] == attnum && (second == 0 || *column > 1) &&
-			is_complete(index, attnum, null_attnum) && !index->rd_index->indcheckxmin)
-			found = RelationGetRelid(index);
+		for (int k = 0; k < nkeys; k++)
+		{
+			columns[k] = index_column(index, lookup->attnums[k]);
+			fits = fits && (k == 0 ? columns[k] == 1 : columns[k] > columns[k - 1]);
+		}
+		if (fits)
+		{
+			lookup->index = RelationGetRelid(index);
+			lookup->unique = index->rd_index->indisunique && index->rd_index->indimmediate &&
+							 IndexRelationGetNumberOfKeyAttributes(index) == nkeys;
+			memcpy(lookup->places, columns, sizeof(AttrNumber) * nkeys);
+		}
 		index_close(index, AccessShareLock);
-		if (OidIsValid(found))
+		if (lookup->unique)
 			break;
 	}
 	list_free(indexes);
-	return found;
 }
 
 static void
@@ -221,9 +257,7 @@ build_lookup(Lookup *lookup, Relation rel, const TaReaderKey *key,
 
 			if (key->null_column != NULL)
 				null_attnum = get_attnum(RelationGetRelid(rel), key->null_column);
-			lookup->index = find_index(rel, lookup->attnums[0],
-									   key->nkeys > 1 ? lookup->attnums[1] : 0,
-									   null_attnum, &lookup->second);
+			find_index(lookup, rel, key->nkeys, null_attnum);
 			usable = OidIsValid(lookup->index);
 		}
 	}
@@ -267,13 +301,14 @@ open_reader(const TaReaderKey *by, TaRowReader *sibling, Oid relid, bool for_upd
 	reader->rel = rel;
 	reader->ncolumns = ncolumns;
 	memcpy(reader->attnums, lookup->attnums, sizeof(reader->attnums));
-	reader->equality = equality_of(columns[0].type);
-	if (by->nkeys > 1)
+	reader->nkeys = by->nkeys;
+	for (int k = 0; k < by->nkeys; k++)
 	{
-		reader->second = lookup->second;
-		reader->second_equality = equality_of(columns[1].type);
+		reader->key_types[k] = columns[k].type;
+		reader->places[k] = lookup->places[k];
 	}
-	reader->index = index_open(lookup->index, AccessShareLock);
+	reader->index_oid = lookup->index;
+	reader->hinted = lookup->unique && by->nkeys == 1 && !for_update && !dirty;
 	if (sibling == NULL)
 		CommandCounterIncrement(); /* see what the command that called us has written */
 	if (dirty)
@@ -356,6 +391,58 @@ ta_reader_writer(TaRowReader *reader)
 	return reader->dirty.xmin;
 }
 
+/* Whether a column holds the key, in the very same bytes. */
+static bool
+is_key(Oid type, Datum column, Datum key)
+{
+	if (type == UUIDOID)
+		return memcmp(DatumGetUUIDP(column), DatumGetUUIDP(key), UUID_LEN) == 0;
+	Assert(type == TEXTOID);
+	{
+		text *a = DatumGetTextPP(column);
+		text *b = DatumGetTextPP(key);
+
+		return VARSIZE_ANY_EXHDR(a) == VARSIZE_ANY_EXHDR(b) &&
+			   memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
+	}
+}
+
+/* Looks for the row where this backend found it before. */
+static bool
+find_by_place(TaRowReader *reader, Datum key)
+{
+	Place *place;
+	bool   isnull;
+	Datum  column;
+
+	if (reader->key_types[0] == UUIDOID)
+		reader->hash = hash_bytes((unsigned char *) DatumGetUUIDP(key), UUID_LEN);
+	else
+	{
+		text *value = DatumGetTextPP(key);
+
+		reader->hash = hash_bytes((unsigned char *) VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value));
+	}
+	place = &places[(reader->hash ^ RelationGetRelid(reader->rel)) % PLACES];
+	if (place->relid != RelationGetRelid(reader->rel) || place->hash != reader->hash ||
+		ItemPointerGetBlockNumber(&place->tid) >= RelationGetNumberOfBlocks(reader->rel) ||
+		!table_tuple_fetch_row_version(reader->rel, &place->tid, reader->snapshot, reader->slot))
+		return false;
+	column = slot_getattr(reader->slot, reader->attnums[0], &isnull);
+	return !isnull && is_key(reader->key_types[0], column, key);
+}
+
+/* Remembers where the row of the key lies that was looked for. */
+static void
+remember_place(TaRowReader *reader)
+{
+	Place *place = &places[(reader->hash ^ RelationGetRelid(reader->rel)) % PLACES];
+
+	place->relid = RelationGetRelid(reader->rel);
+	place->hash = reader->hash;
+	place->tid = reader->slot->tts_tid;
+}
+
 /*
  * ta_reader_find
  *		Begins to look for the rows of a key.
@@ -363,28 +450,45 @@ ta_reader_writer(TaRowReader *reader)
 void
 ta_reader_find(TaRowReader *reader, Datum key)
 {
-	ta_reader_find_two(reader, key, (Datum) 0);
+	ta_reader_find_by(reader, &key);
 }
 
 /*
- * ta_reader_find_two
- *		The same where the key has two columns.
+ * ta_reader_find_by
+ *		The same where the key has several columns.
  */
 void
-ta_reader_find_two(TaRowReader *reader, Datum key, Datum second)
+ta_reader_find_by(TaRowReader *reader, const Datum *keys)
 {
-	ScanKeyData scankeys[2];
-	int			nkeys = reader->second != 0 ? 2 : 1;
+	ScanKeyData scankeys[TA_MAX_KEYS];
 
-	ScanKeyEntryInitialize(&scankeys[0], 0, 1, BTEqualStrategyNumber, InvalidOid,
-						   reader->index->rd_indcollation[0], reader->equality, key);
-	if (nkeys > 1)
-		ScanKeyEntryInitialize(&scankeys[1], 0, reader->second, BTEqualStrategyNumber, InvalidOid,
-							   reader->index->rd_indcollation[reader->second - 1],
-							   reader->second_equality, second);
+	reader->over = false;
+	reader->at_hand = reader->hinted && find_by_place(reader, keys[0]);
+	if (reader->at_hand)
+		return;
+
+	if (reader->index == NULL)
+		reader->index = index_open(reader->index_oid, AccessShareLock);
+	for (int k = 0; k < reader->nkeys; k++)
+		ScanKeyEntryInitialize(&scankeys[k], 0, reader->places[k], BTEqualStrategyNumber, InvalidOid,
+							   reader->index->rd_indcollation[reader->places[k] - 1],
+							   equality_of(reader->key_types[k]), keys[k]);
 	if (reader->scan == NULL)
-		reader->scan = ta_index_beginscan(reader->rel, reader->index, reader->snapshot, nkeys);
-	index_rescan(reader->scan, scankeys, nkeys, NULL, 0);
+		reader->scan = ta_index_beginscan(reader->rel, reader->index, reader->snapshot, reader->nkeys);
+	index_rescan(reader->scan, scankeys, reader->nkeys, NULL, 0);
+}
+
+/*
+ * ta_reader_find_all
+ *		Begins to read all rows, for tables of a few.
+ */
+void
+ta_reader_find_all(TaRowReader *reader)
+{
+	if (reader->whole != NULL)
+		table_endscan(reader->whole);
+	reader->at_hand = reader->over = false;
+	reader->whole = table_beginscan(reader->rel, reader->snapshot, 0, NULL);
 }
 
 /* The columns of a slot. */
@@ -405,8 +509,30 @@ read_columns(TaRowReader *reader, TupleTableSlot *slot, Datum *values, bool *nul
 bool
 ta_reader_next(TaRowReader *reader, Datum *values, bool *nulls, ItemPointer tid)
 {
-	if (!index_getnext_slot(reader->scan, ForwardScanDirection, reader->slot))
+	if (reader->over)
 		return false;
+	if (reader->at_hand)
+		reader->over = true;
+	else if (reader->whole != NULL)
+	{
+		if (!table_scan_getnextslot(reader->whole, ForwardScanDirection, reader->slot))
+		{
+			table_endscan(reader->whole);
+			reader->whole = NULL;
+			reader->over = true;
+			return false;
+		}
+	}
+	else
+	{
+		if (!index_getnext_slot(reader->scan, ForwardScanDirection, reader->slot))
+		{
+			reader->over = true;
+			return false;
+		}
+		if (reader->hinted)
+			remember_place(reader);
+	}
 	read_columns(reader, reader->slot, values, nulls);
 	if (tid != NULL)
 		*tid = reader->slot->tts_tid;
@@ -512,12 +638,15 @@ ta_reader_close(TaRowReader *reader)
 {
 	if (reader->scan != NULL)
 		index_endscan(reader->scan);
+	if (reader->whole != NULL)
+		table_endscan(reader->whole);
 	ExecDropSingleTupleTableSlot(reader->slot);
 	if (reader->locked != NULL)
 		ExecDropSingleTupleTableSlot(reader->locked);
 	if (reader->snapshot != &reader->dirty)
 		UnregisterSnapshot(reader->snapshot);
-	index_close(reader->index, NoLock);
+	if (reader->index != NULL)
+		index_close(reader->index, NoLock);
 	table_close(reader->rel, NoLock);
 	pfree(reader);
 }

@@ -16,11 +16,13 @@
 typedef struct TaRowReader TaRowReader;
 
 /*
- * By which columns a table is read: the first one or two of a list.  With two,
- * an index serves that begins with the first and holds the second anywhere; and
- * so does one that leaves out the rows where null_column is not NULL, for the
- * caller wants none of those.
+ * By which columns a table is read: the first of a list.  With several, an index
+ * serves that begins with the first and has the others somewhere behind it, in
+ * their order; and so does one that leaves out the rows where null_column is not
+ * NULL, for the caller wants none of those.
  */
+#define TA_MAX_KEYS 3
+
 typedef struct TaReaderKey
 {
 	int			nkeys;
@@ -43,7 +45,8 @@ extern TaRowReader	*ta_reader_open(Oid relid, bool for_update,
 extern TaRowReader	*ta_reader_open_by(const TaReaderKey *key, Oid relid, bool for_update,
 									   const TaColumn *columns, int ncolumns);
 extern void			 ta_reader_find(TaRowReader *reader, Datum key);
-extern void			 ta_reader_find_two(TaRowReader *reader, Datum key, Datum second);
+extern void			 ta_reader_find_by(TaRowReader *reader, const Datum *keys);
+extern void			 ta_reader_find_all(TaRowReader *reader);
 extern bool			 ta_reader_next(TaRowReader *reader, Datum *values, bool *nulls, ItemPointer tid);
 extern bool			 ta_reader_lock(TaRowReader *reader, ItemPointer tid, Datum *values, bool *nulls);
 extern TaLockResult	 ta_reader_try_lock(TaRowReader *reader, ItemPointer tid, bool newest,

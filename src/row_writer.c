@@ -24,6 +24,13 @@
  * One statement trigger of ours may be stood in for: who opens the writer with
  * its name does its work himself, where it would fire.
  *
+ * Where nothing but the server's own expressions and B-tree indexes are at work
+ * and no trigger has anything to do, a row is written "plainly": into the heap and
+ * the indexes that it belongs to, with what the executor would set up for it kept
+ * from the call before.  An index whose predicate leaves the row out is not even
+ * opened.  A row that asks for more, a foreign key to be checked or a constraint
+ * to be complained of, makes the writer set up the rest and go the long way.
+ *
  * A writer is open for a moment inside one function; the ones opened later are
  * closed first.  After an error nothing needs to be done: with the memory that a
  * writer was opened in goes what it left half done.
@@ -32,15 +39,21 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/sysattr.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "catalog/index.h"
+#include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
+#include "nodes/nodeFuncs.h"
+#include "optimizer/optimizer.h"
 #include "parser/parse_coerce.h"
 #include "rewrite/rewriteHandler.h"
 #include "tcop/utility.h"
@@ -84,6 +97,14 @@ typedef struct FormatKey
 	const TaColumn *columns; /* also tells which trigger is stood in for */
 } FormatKey;
 
+/* An index into which rows are entered plainly. */
+typedef struct PlainIndex
+{
+	Oid		   oid;
+	IndexInfo *info;
+	ExprState *predicate; /* NULL: holds every row */
+} PlainIndex;
+
 /* What is known of a table and a list of columns: kept between calls. */
 typedef struct Format
 {
@@ -100,6 +121,19 @@ typedef struct Format
 	int			   ndefaults;
 	ExprState	 **checks;	  /* NULL: none */
 	TriggerDesc	  *unvouched; /* the triggers without those that were vouched for */
+	Oid			  *others;	  /* relations whose changes concern us, too */
+	int			   nothers;
+	bool		   own_functions; /* defaults and checks are the server's own functions */
+
+	/* for rows that are written plainly */
+	bool			plain;
+	PlainIndex	   *indexes;
+	int				nindexes;
+	AttrNumber	   *unchecked; /* foreign keys: nothing to check where they are NULL */
+	int				nunchecked;
+	ExprContext	   *econtext;
+	TupleTableSlot *row;
+	TupleTableSlot *old_row;
 } Format;
 
 struct TaRowWriter
@@ -111,6 +145,8 @@ struct TaRowWriter
 	TupleTableSlot		 *row;
 	TupleTableSlot		 *old_row; /* for an update */
 	EPQState			  epq;
+	bool				  plain;   /* the executor's state is not set up */
+	Relation			 *indexes; /* of a plain one: opened as they are needed */
 	bool				  closed;
 	MemoryContextCallback callback;
 };
@@ -129,6 +165,8 @@ relation_changed(Datum arg, Oid relid)
 	{
 		if (relid == InvalidOid || format->key.relid == relid)
 			format->valid = false;
+		for (int i = 0; i < format->nothers && format->valid; i++)
+			format->valid = format->others[i] != relid;
 	}
 }
 
@@ -293,6 +331,26 @@ map_columns(Format *format, Relation rel, const TaColumn *columns)
 	return true;
 }
 
+static bool
+is_foreign_function(Oid function, void *context)
+{
+	return function >= FirstNormalObjectId;
+}
+
+/*
+ * Whether an expression may run code that is not the server's: such may need a
+ * snapshot, or come back to the table.
+ */
+static bool
+has_foreign_code(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, CoerceToDomain) || check_functions_in_node(node, is_foreign_function, context))
+		return true;
+	return expression_tree_walker(node, has_foreign_code, context);
+}
+
 /* Prepares the defaults of the columns that are not written; false for a domain. */
 static bool
 prepare_defaults(Format *format, Relation rel, EState *estate)
@@ -316,6 +374,8 @@ prepare_defaults(Format *format, Relation rel, EState *estate)
 		expression = (Expr *) build_column_default(rel, a);
 		if (expression == NULL)
 			continue;
+		if (has_foreign_code((Node *) expression, NULL))
+			format->own_functions = false;
 		format->defaults[format->ndefaults].attnum = a;
 		format->defaults[format->ndefaults].expression = ExecPrepareExpr(expression, estate);
 		format->ndefaults++;
@@ -334,9 +394,14 @@ prepare_checks(Format *format, Relation rel, EState *estate)
 	format->checks = palloc0(sizeof(ExprState *) * constraints->num_check);
 	for (int i = 0; i < constraints->num_check; i++)
 	{
+		Node *check;
+
 		if (!ta_check_is_enforced(&constraints->check[i]))
 			continue;
-		format->checks[i] = ExecPrepareExpr(stringToNode(constraints->check[i].ccbin), estate);
+		check = stringToNode(constraints->check[i].ccbin);
+		if (has_foreign_code(check, NULL))
+			format->own_functions = false;
+		format->checks[i] = ExecPrepareExpr((Expr *) check, estate);
 	}
 }
 
@@ -405,9 +470,19 @@ unvouched_triggers(Relation rel, const TaVouched *vouched, int nvouched)
 	return triggers;
 }
 
+/* A relation whose changes make the format invalid. */
+static void
+depend_on(Format *format, Oid relid)
+{
+	format->others = format->others == NULL
+						 ? palloc(sizeof(Oid))
+						 : repalloc(format->others, sizeof(Oid) * (format->nothers + 1));
+	format->others[format->nothers++] = relid;
+}
+
 /* Whether the rows that were vouched for are still as they were written or locked. */
 static bool
-vouched_rows_stand(Relation rel, const TaVouched *vouched, int nvouched)
+vouched_rows_stand(Format *format, Relation rel, const TaVouched *vouched, int nvouched)
 {
 	bool stand = true;
 
@@ -419,10 +494,145 @@ vouched_rows_stand(Relation rel, const TaVouched *vouched, int nvouched)
 		if (!OidIsValid(referenced))
 			return false;
 		table = table_open(referenced, AccessShareLock);
+		depend_on(format, referenced);
 		stand = triggers_leave_alone(table);
 		table_close(table, AccessShareLock);
 	}
 	return stand;
+}
+
+/* Whether a column of a table is one that is written. */
+static bool
+is_written(const Format *format, AttrNumber attnum)
+{
+	for (int c = 0; c < format->ncolumns; c++)
+		if (format->columns[c].attnum == attnum)
+			return true;
+	return false;
+}
+
+/* The foreign key that a trigger checks, where it has one column; else NULL. */
+static ForeignKeyCacheInfo *
+key_of_trigger(Relation rel, const Trigger *trigger)
+{
+	ListCell *cell;
+
+	foreach(cell, RelationGetFKeyList(rel))
+	{
+		ForeignKeyCacheInfo *key = lfirst(cell);
+
+		if (key->conoid == trigger->tgconstraint)
+			return key->nkeys == 1 ? key : NULL;
+	}
+	return NULL;
+}
+
+/*
+ * Whether all that triggers would do for a row is to check foreign keys, and
+ * nothing of that is to be done: for an insert, where the columns that are listed
+ * are NULL; for an update because no key changes.
+ */
+static bool
+triggers_are_idle(Format *format, Relation rel, const TriggerDesc *triggers)
+{
+	bool insert = format->key.operation == CMD_INSERT;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		const Trigger		*trigger = &triggers->triggers[i];
+		ForeignKeyCacheInfo *key;
+
+		if (!(insert ? TRIGGER_FOR_INSERT(trigger->tgtype) : TRIGGER_FOR_UPDATE(trigger->tgtype)))
+			continue;
+		if (!insert && trigger->tgnattr > 0)
+			continue; /* for columns that are not written: triggers_allow has seen to that */
+		if (!trigger->tgisinternal)
+			return false;
+		switch (RI_FKey_trigger_type(trigger->tgfoid))
+		{
+			case RI_TRIGGER_PK:
+				break; /* no key of an index changes */
+			case RI_TRIGGER_FK:
+				key = key_of_trigger(rel, trigger);
+				if (key == NULL)
+					return false;
+				if (insert)
+					format->unchecked[format->nunchecked++] = key->conkey[0];
+				else if (is_written(format, key->conkey[0]))
+					return false;
+				break;
+			default:
+				return false;
+		}
+	}
+	return true;
+}
+
+/* Whether rows can be entered plainly into all indexes, and nothing of an index is written over. */
+static bool
+prepare_indexes(Format *format, Relation rel, EState *estate)
+{
+	List	 *oids = RelationGetIndexList(rel);
+	ListCell *cell;
+	bool	  plain = true;
+
+	format->indexes = palloc0(sizeof(PlainIndex) * Max(list_length(oids), 1));
+	foreach(cell, oids)
+	{
+		Relation	index = index_open(lfirst_oid(cell), RowExclusiveLock);
+		PlainIndex *entry = &format->indexes[format->nindexes++];
+
+		depend_on(format, RelationGetRelid(index));
+		entry->oid = RelationGetRelid(index);
+		entry->info = BuildIndexInfo(index);
+		if (index->rd_rel->relam != BTREE_AM_OID || !index->rd_index->indisready ||
+			!index->rd_index->indimmediate || entry->info->ii_Expressions != NIL ||
+			entry->info->ii_ExclusionOps != NULL ||
+			has_foreign_code((Node *) entry->info->ii_Predicate, NULL))
+			plain = false;
+		else if (entry->info->ii_Predicate != NIL)
+			entry->predicate = ExecPrepareQual(entry->info->ii_Predicate, estate);
+		for (int i = 0; i < entry->info->ii_NumIndexAttrs; i++)
+			if (format->key.operation == CMD_UPDATE &&
+				is_written(format, entry->info->ii_IndexAttrNumbers[i]))
+				plain = false;
+		if (format->key.operation == CMD_UPDATE && entry->info->ii_Predicate != NIL)
+		{
+			Bitmapset *attributes = NULL;
+
+			pull_varattnos((Node *) entry->info->ii_Predicate, 1, &attributes);
+			for (int c = 0; c < format->ncolumns; c++)
+				if (bms_is_member(format->columns[c].attnum - FirstLowInvalidHeapAttributeNumber, attributes))
+					plain = false;
+		}
+		index_close(index, NoLock);
+	}
+	list_free(oids);
+	return plain;
+}
+
+/* Prepares what writing rows plainly needs; false where the table asks for more. */
+static bool
+prepare_plain(Format *format, Relation rel, const char *statement_trigger, EState *estate)
+{
+	TupleDesc		   desc = format->desc;
+	const TriggerDesc *triggers = format->unvouched != NULL ? format->unvouched : rel->trigdesc;
+
+	format->unchecked = palloc(sizeof(AttrNumber) * (triggers == NULL ? 1 : Max(triggers->numtriggers, 1)));
+	if (!format->own_functions || statement_trigger != NULL ||
+		(desc->constr != NULL && desc->constr->has_generated_stored) ||
+		!triggers_are_idle(format, rel, triggers) || !prepare_indexes(format, rel, estate))
+		return false;
+	for (int c = 0; c < format->ncolumns; c++)
+		if (OidIsValid(format->columns[c].domain) ||
+			(format->columns[c].coerced && is_foreign_function(format->columns[c].coercion.fn_oid, NULL)))
+			return false;
+	format->econtext = CreateStandaloneExprContext();
+	format->row = MakeSingleTupleTableSlot(desc, table_slot_callbacks(rel));
+	format->old_row = format->key.operation == CMD_UPDATE
+						  ? MakeSingleTupleTableSlot(desc, table_slot_callbacks(rel))
+						  : NULL;
+	return true;
 }
 
 /* Fills a format from the table, which is open. */
@@ -445,6 +655,16 @@ build_format(Format *format, Relation rel, const char *statement_trigger,
 	format->ndefaults = 0;
 	format->defaults = NULL;
 	format->checks = NULL;
+	format->others = NULL;
+	format->nothers = 0;
+	format->own_functions = true;
+	format->plain = false;
+	format->indexes = NULL;
+	format->nindexes = 0;
+	format->unchecked = NULL;
+	format->nunchecked = 0;
+	format->econtext = NULL;
+	format->row = format->old_row = NULL;
 	format->desc = CreateTupleDescCopyConstr(RelationGetDescr(rel));
 
 	/* its context is the format's, so that the expressions live as long */
@@ -459,7 +679,10 @@ build_format(Format *format, Relation rel, const char *statement_trigger,
 			 (format->key.operation != CMD_INSERT || prepare_defaults(format, rel, estate));
 	if (usable)
 		prepare_checks(format, rel, estate);
-	format->unvouched = usable ? unvouched_triggers(rel, vouched, nvouched) : NULL;
+	format->unvouched = NULL;
+	if (usable && nvouched > 0 && vouched_rows_stand(format, rel, vouched, nvouched))
+		format->unvouched = unvouched_triggers(rel, vouched, nvouched);
+	format->plain = usable && prepare_plain(format, rel, statement_trigger, estate);
 	MemoryContextSwitchTo(old_context);
 	format->usable = usable;
 }
@@ -485,11 +708,15 @@ format_of(Relation rel, CmdType operation, const char *statement_trigger,
 		format->valid = false;
 		format->in_use = false;
 		format->context = NULL;
+		format->others = NULL;
+		format->nothers = 0;
 	}
 	if (format->in_use)
 		return NULL;
 	if (!format->valid)
 	{
+		format->others = NULL;
+		format->nothers = 0;
 		if (format->context != NULL)
 			MemoryContextDelete(format->context);
 		format->context = NULL;
@@ -524,6 +751,31 @@ domains_allow(const Format *format)
 	return true;
 }
 
+/* Sets up what the executor needs to write rows. */
+static void
+set_up_executor(TaRowWriter *writer)
+{
+	Format *format = writer->format;
+
+	/* as a statement would: what was written before is seen by functions, too */
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	writer->estate = CreateExecutorState();
+	writer->estate->es_snapshot = GetActiveSnapshot();
+	writer->estate->es_output_cid = GetCurrentCommandId(true);
+
+	writer->target = makeNode(ResultRelInfo);
+	InitResultRelInfo(writer->target, writer->rel, 0, NULL, 0);
+	writer->target->TA_RI_CHECKS = format->checks;
+	if (format->unvouched != NULL)
+		writer->target->ri_TrigDesc = format->unvouched;
+	writer->estate->es_opened_result_relations = list_make1(writer->target);
+	ExecOpenIndices(writer->target, false);
+	if (format->key.operation == CMD_UPDATE)
+		ta_eval_plan_qual_init(&writer->epq, writer->estate);
+	AfterTriggerBeginQuery();
+}
+
 static TaRowWriter *
 open_writer(const char *statement_trigger, const TaVouched *vouched, int nvouched,
 			Oid relid, CmdType operation, const TaColumn *columns, int ncolumns)
@@ -555,29 +807,20 @@ open_writer(const char *statement_trigger, const TaVouched *vouched, int nvouche
 	MemoryContextRegisterResetCallback(CurrentMemoryContext, &writer->callback);
 	format->in_use = true;
 	writer->rel = rel;
-
-	/* as a statement would: what was written before is seen by functions, too */
-	CommandCounterIncrement();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	writer->estate = CreateExecutorState();
-	writer->estate->es_snapshot = GetActiveSnapshot();
-	writer->estate->es_output_cid = GetCurrentCommandId(true);
-
-	writer->target = makeNode(ResultRelInfo);
-	InitResultRelInfo(writer->target, rel, 0, NULL, 0);
-	writer->target->TA_RI_CHECKS = format->checks;
-	if (format->unvouched != NULL && vouched_rows_stand(rel, vouched, nvouched))
-		writer->target->ri_TrigDesc = format->unvouched;
-	writer->estate->es_opened_result_relations = list_make1(writer->target);
-	ExecOpenIndices(writer->target, false);
-
-	writer->row = MakeSingleTupleTableSlot(format->desc, table_slot_callbacks(rel));
-	if (operation == CMD_UPDATE)
+	writer->plain = format->plain;
+	if (writer->plain)
 	{
-		writer->old_row = MakeSingleTupleTableSlot(format->desc, table_slot_callbacks(rel));
-		ta_eval_plan_qual_init(&writer->epq, writer->estate);
+		writer->row = format->row;
+		writer->old_row = format->old_row;
+		writer->indexes = palloc0(sizeof(Relation) * Max(format->nindexes, 1));
 	}
-	AfterTriggerBeginQuery();
+	else
+	{
+		writer->row = MakeSingleTupleTableSlot(format->desc, table_slot_callbacks(rel));
+		if (operation == CMD_UPDATE)
+			writer->old_row = MakeSingleTupleTableSlot(format->desc, table_slot_callbacks(rel));
+		set_up_executor(writer);
+	}
 	return writer;
 }
 
@@ -656,6 +899,80 @@ set_columns(TaRowWriter *writer, const Datum *values, const bool *nulls)
 }
 
 /*
+ * Whether the row meets all constraints and asks for no foreign key to be
+ * checked.  Which it does not meet is for the executor to say.
+ */
+static bool
+is_plain_row(TaRowWriter *writer)
+{
+	Format		   *format = writer->format;
+	TupleConstr	   *constraints = format->desc->constr;
+	TupleTableSlot *row = writer->row;
+
+	for (int i = 0; i < format->nunchecked; i++)
+		if (!row->tts_isnull[format->unchecked[i] - 1])
+			return false;
+	if (constraints == NULL)
+		return true;
+	if (constraints->has_not_null)
+		for (int i = 0; i < format->desc->natts; i++)
+			if (row->tts_isnull[i] && TupleDescAttr(format->desc, i)->attnotnull)
+				return false;
+	for (int i = 0; format->checks != NULL && i < constraints->num_check; i++)
+		if (format->checks[i] != NULL && !ExecCheck(format->checks[i], format->econtext))
+			return false;
+	return true;
+}
+
+/* Enters the row into the indexes that it belongs to. */
+static void
+enter_plainly(TaRowWriter *writer, bool unchanged)
+{
+	Format *format = writer->format;
+
+	for (int i = 0; i < format->nindexes; i++)
+	{
+		PlainIndex *index = &format->indexes[i];
+		Datum		values[INDEX_MAX_KEYS];
+		bool		nulls[INDEX_MAX_KEYS];
+
+		if (index->predicate != NULL && !ExecQual(index->predicate, format->econtext))
+			continue;
+		if (writer->indexes[i] == NULL)
+			writer->indexes[i] = index_open(index->oid, RowExclusiveLock);
+		for (int k = 0; k < index->info->ii_NumIndexAttrs; k++)
+			values[k] = slot_getattr(writer->row, index->info->ii_IndexAttrNumbers[k], &nulls[k]);
+		index_insert(writer->indexes[i], values, nulls, &writer->row->tts_tid, writer->rel,
+					 writer->indexes[i]->rd_index->indisunique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO,
+					 unchanged, index->info);
+	}
+}
+
+/*
+ * From here on rows are written with all that the executor brings.  What the
+ * plain way has made of the row so far is in the row.
+ */
+static void
+go_the_long_way(TaRowWriter *writer)
+{
+	if (!writer->plain)
+		return;
+	writer->plain = false;
+	set_up_executor(writer);
+}
+
+/* The context in which the row's expressions are evaluated. */
+static ExprContext *
+row_context(TaRowWriter *writer)
+{
+	ExprContext *econtext = writer->plain ? writer->format->econtext
+										  : GetPerTupleExprContext(writer->estate);
+
+	econtext->ecxt_scantuple = writer->row;
+	return econtext;
+}
+
+/*
  * ta_writer_insert
  *		Inserts a row: values by the columns given to ta_writer_open, defaults
  *		for the others.  Raises what INSERT raises, foreign keys aside: those
@@ -666,10 +983,11 @@ ta_writer_insert(TaRowWriter *writer, const Datum *values, const bool *nulls)
 {
 	Format		   *format = writer->format;
 	TupleTableSlot *row = writer->row;
+	ExprContext	   *econtext = row_context(writer);
 	MemoryContext	old_context;
 
-	ResetPerTupleExprContext(writer->estate);
-	old_context = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->estate));
+	ResetExprContext(econtext);
+	old_context = MemoryContextSwitchTo(econtext->ecxt_per_tuple_memory);
 
 	ExecClearTuple(row);
 	memset(row->tts_isnull, true, format->desc->natts);
@@ -677,12 +995,21 @@ ta_writer_insert(TaRowWriter *writer, const Datum *values, const bool *nulls)
 	{
 		int i = format->defaults[d].attnum - 1;
 
-		row->tts_values[i] = ExecEvalExpr(format->defaults[d].expression,
-										  GetPerTupleExprContext(writer->estate),
+		row->tts_values[i] = ExecEvalExpr(format->defaults[d].expression, econtext,
 										  &row->tts_isnull[i]);
 	}
 	set_columns(writer, values, nulls);
 	ExecStoreVirtualTuple(row);
+
+	if (writer->plain && is_plain_row(writer))
+	{
+		simple_table_tuple_insert(writer->rel, row);
+		enter_plainly(writer, false);
+		MemoryContextSwitchTo(old_context);
+		return;
+	}
+	MemoryContextSwitchTo(old_context);
+	go_the_long_way(writer);
 
 	/* triggers keep what they look up in the context that is current */
 	MemoryContextSwitchTo(writer->estate->es_query_cxt);
@@ -723,16 +1050,33 @@ ta_writer_store(TaRowWriter *writer, const Datum *values, const bool *nulls)
 {
 	int				natts = writer->format->desc->natts;
 	TupleTableSlot *row = writer->row;
+	ExprContext	   *econtext = row_context(writer);
 	MemoryContext	old_context;
 
-	ResetPerTupleExprContext(writer->estate);
-	old_context = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->estate));
+	ResetExprContext(econtext);
+	old_context = MemoryContextSwitchTo(econtext->ecxt_per_tuple_memory);
 
 	ExecClearTuple(row);
 	memcpy(row->tts_values, writer->old_row->tts_values, sizeof(Datum) * natts);
 	memcpy(row->tts_isnull, writer->old_row->tts_isnull, sizeof(bool) * natts);
 	set_columns(writer, values, nulls);
 	ExecStoreVirtualTuple(row);
+
+	if (writer->plain && is_plain_row(writer))
+	{
+		TaUpdatedIndexes entries;
+
+		CheckCmdReplicaIdentity(writer->rel, CMD_UPDATE);
+		simple_table_tuple_update(writer->rel, &writer->old_row->tts_tid, row,
+								  GetActiveSnapshot(), &entries);
+		if (entries)
+			enter_plainly(writer, true);
+		MemoryContextSwitchTo(old_context);
+		return;
+	}
+	MemoryContextSwitchTo(old_context);
+	go_the_long_way(writer);
+
 	MemoryContextSwitchTo(writer->estate->es_query_cxt);
 	ExecSimpleRelationUpdate(writer->target, writer->estate, &writer->epq, writer->old_row, row);
 	MemoryContextSwitchTo(old_context);
@@ -746,20 +1090,41 @@ ta_writer_store(TaRowWriter *writer, const Datum *values, const bool *nulls)
 void
 ta_writer_close(TaRowWriter *writer)
 {
-	AfterTriggerEndQuery(writer->estate);
+	Format *format = writer->format;
 
-	ExecDropSingleTupleTableSlot(writer->row);
-	if (writer->old_row != NULL)
+	if (!writer->plain)
+		AfterTriggerEndQuery(writer->estate);
+
+	if (writer->row == format->row)
 	{
-		EvalPlanQualEnd(&writer->epq);
-		ExecDropSingleTupleTableSlot(writer->old_row);
+		/* these are kept */
+		ExecClearTuple(writer->row);
+		if (writer->old_row != NULL)
+			ExecClearTuple(writer->old_row);
 	}
-	ExecResetTupleTable(writer->estate->es_tupleTable, false);
-	ExecCloseResultRelations(writer->estate); /* ours and what triggers opened */
+	else
+	{
+		ExecDropSingleTupleTableSlot(writer->row);
+		if (writer->old_row != NULL)
+			ExecDropSingleTupleTableSlot(writer->old_row);
+	}
+	for (int i = 0; writer->indexes != NULL && i < format->nindexes; i++)
+		if (writer->indexes[i] != NULL)
+			index_close(writer->indexes[i], NoLock);
+	if (!writer->plain)
+	{
+		if (format->key.operation == CMD_UPDATE)
+			EvalPlanQualEnd(&writer->epq);
+		ExecResetTupleTable(writer->estate->es_tupleTable, false);
+		ExecCloseResultRelations(writer->estate); /* ours and what triggers opened */
+	}
 	table_close(writer->rel, NoLock);
-	FreeExecutorState(writer->estate);
-	PopActiveSnapshot();
-	writer->format->in_use = false;
+	if (!writer->plain)
+	{
+		FreeExecutorState(writer->estate);
+		PopActiveSnapshot();
+	}
+	format->in_use = false;
 	writer->closed = true;
 	CommandCounterIncrement();
 }

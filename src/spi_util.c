@@ -60,6 +60,26 @@ typedef struct PlanEntry
 
 static HTAB *plan_cache = NULL;
 
+/* What names of stores and of their tables stand for, as far as was asked lately. */
+typedef struct KnownStore
+{
+	bool	 valid;
+	NameData name;
+	Oid		 nspid;
+} KnownStore;
+
+typedef struct KnownTable
+{
+	Oid			nspid;
+	const char *name; /* by its address */
+	Oid			relid;
+} KnownTable;
+
+#define KNOWN_TABLES 64
+
+static KnownStore known_store = {false};
+static KnownTable known_tables[KNOWN_TABLES];
+
 /* A namespace changed: it may have been renamed. */
 static void
 namespace_changed(Datum arg, int cacheid, uint32 hashvalue)
@@ -73,6 +93,14 @@ namespace_changed(Datum arg, int cacheid, uint32 hashvalue)
 		if (hashvalue == 0 || entry->nsphash == hashvalue)
 			entry->valid = false;
 	}
+}
+
+/* A relation came, went or changed its name, or a schema did: names are looked up again. */
+static void
+forget_names(Datum arg, int cacheid, uint32 hashvalue)
+{
+	known_store.valid = false;
+	memset(known_tables, 0, sizeof(known_tables));
 }
 
 /*
@@ -90,6 +118,8 @@ ta_spi_init(void)
 	plan_cache = hash_create("techally plans", 64, &ctl,
 							 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	CacheRegisterSyscacheCallback(NAMESPACEOID, namespace_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(NAMESPACEOID, forget_names, (Datum) 0);
+	CacheRegisterSyscacheCallback(RELNAMENSP, forget_names, (Datum) 0);
 }
 
 /*
@@ -102,15 +132,46 @@ ta_spi_init(void)
 Oid
 ta_store_namespace(Name store)
 {
-	Oid nspid = get_namespace_oid(NameStr(*store), true);
+	Oid nspid;
 
+	if (known_store.valid && strcmp(NameStr(known_store.name), NameStr(*store)) == 0)
+		return known_store.nspid;
+
+	nspid = get_namespace_oid(NameStr(*store), true);
 	if (!OidIsValid(nspid) ||
 		!OidIsValid(get_relname_relid("schema_migrations", nspid)))
 		ereport(ERROR,
 				(errcode(TA_ERRCODE_STORE_ERROR),
 				 errmsg("store \"%s\" does not exist", NameStr(*store)),
 				 errhint("The view techally.stores lists the stores. If the schema was renamed, run techally.adopt_store with its new name.")));
+	known_store.name = *store;
+	known_store.nspid = nspid;
+	known_store.valid = true;
 	return nspid;
+}
+
+/*
+ * ta_store_table
+ *		A table of a store, InvalidOid where there is none of that name.
+ *
+ * name is a literal: its address stands for it.  Takes no lock.
+ */
+Oid
+ta_store_table(Oid nspid, const char *name)
+{
+	KnownTable *known = &known_tables[(nspid ^ ((uintptr_t) name >> 3)) % KNOWN_TABLES];
+
+	if (known->name != name || known->nspid != nspid)
+	{
+		Oid relid = get_relname_relid(name, nspid);
+
+		if (!OidIsValid(relid))
+			return InvalidOid;
+		known->nspid = nspid;
+		known->name = name;
+		known->relid = relid;
+	}
+	return known->relid;
 }
 
 /*

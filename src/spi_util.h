@@ -44,6 +44,7 @@ typedef struct TaFrame
 extern void ta_spi_init(void);
 
 extern Oid ta_store_namespace(Name store);
+extern Oid ta_store_table(Oid nspid, const char *name);
 extern Oid ta_namespace_owner(Oid nspid);
 extern Oid ta_relation_owner(Oid relid);
 

@@ -56,7 +56,7 @@ ta_change_stock(Oid nspid, TaStockChange *changes, int count)
 
 	if (count == 0)
 		return;
-	writer = ta_writer_open(get_relname_relid("inventory_stock", nspid), CMD_UPDATE,
+	writer = ta_writer_open(ta_store_table(nspid, "inventory_stock"), CMD_UPDATE,
 							stock_columns, lengthof(stock_columns));
 	if (writer != NULL)
 	{
@@ -118,7 +118,7 @@ ta_write_movements(Oid nspid, const TaMovement *movements, int count, const TaPo
 	if (!nulls[7])
 		values[7] = CStringGetTextDatum(request_id);
 
-	writer = ta_writer_open(get_relname_relid("stock_movements", nspid), CMD_INSERT,
+	writer = ta_writer_open(ta_store_table(nspid, "stock_movements"), CMD_INSERT,
 							movement_columns, lengthof(movement_columns));
 	if (writer != NULL)
 	{
