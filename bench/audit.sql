@@ -1,6 +1,5 @@
 -- The table of one side of the benchmarks of the audit, and what plain triggers
--- it has.  :side is the side's name.
-\set schema :side '_side'
+-- it has.  :side is the side's name, :schema that of its schema.
 CREATE SCHEMA :"schema";
 SET search_path = :"schema";
 CREATE TABLE people (

@@ -12,39 +12,43 @@
 
 #include "common/cryptohash.h"
 
-#define TA_HASH_SIZE 32
-#define TA_SALT_SIZE 16
+#define TA_HASH_SIZE	 32
+#define TA_ROW_HASH_SIZE 16 /* what is kept of a row's hash */
+#define TA_SALT_SIZE	 12
 
-/* The columns of audit_logs, in the order in which we name them. */
+/*
+ * The columns of audit_logs, as they are stored: those that every row has come
+ * first, so that a row ends with its last value and needs no bitmap of NULLs.
+ */
 typedef enum TaAuditLogColumn
 {
 	LOG_ID,
 	LOG_CHANGED_AT,
 	LOG_TRANSACTION_ID,
+	LOG_CHANGES,
+	LOG_ROW_KEY,
 	LOG_ACTION,
 	LOG_TABLE_SCHEMA,
 	LOG_TABLE_NAME,
-	LOG_ROW_KEY,
-	LOG_NEW_KEY,
+	LOG_DB_USER,
+	LOG_CHANGES_SALT,
+	LOG_ROW_HASH,
 	LOG_RESOURCE_ID,
 	LOG_USER_ID,
-	LOG_DB_USER,
-	LOG_REQUEST_ID,
 	LOG_CLIENT_IP,
+	LOG_CONTEXT_SALT,
+	LOG_REQUEST_ID,
 	LOG_USER_AGENT,
 	LOG_METADATA,
-	LOG_CHANGES,
-	LOG_CHANGES_SALT,
+	LOG_NEW_KEY,
 	LOG_CHANGES_DIGEST,
-	LOG_CONTEXT_SALT,
 	LOG_CONTEXT_DIGEST,
-	LOG_ROW_HASH,
 	LOG_COLUMNS
 } TaAuditLogColumn;
 
 typedef struct TaAuditHasher
 {
-	pg_cryptohash_ctx *ctx;
+	pg_cryptohash_ctx *ctx; /* NULL where OpenSSL is used directly */
 } TaAuditHasher;
 
 extern void ta_hasher_open(TaAuditHasher *hasher);

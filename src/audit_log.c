@@ -7,9 +7,10 @@
  * is about, partitioned by month, owned by the schema's owner.  It is made when
  * it is first needed.  Rows go in the way COPY puts them: gathered, written a
  * page at a time into the partition of the moment, then entered into its
- * indexes.  A partition that asks for more than that (triggers, defaults,
- * partitions of its own) gets its rows by INSERT; techally.direct_rows = off
- * makes all of them go that way.
+ * indexes.  That takes no executor where the partition is as it was made, with
+ * our columns and indexes and nothing else.  A partition that asks for more
+ * (triggers, defaults, partitions of its own) gets its rows by INSERT;
+ * techally.direct_rows = off makes all of them go that way.
  *
  * Invariants:
  * - Nobody writes to a log but ta_audit_write: its triggers refuse INSERT, and
@@ -20,14 +21,16 @@
  * - The rows of a transaction are a chain of hashes (audit_hash.c).  ROLLBACK TO
  *	 takes it back to where it was.
  *
- * Lock order: the tables that the log is about are locked before; then the log,
- * the partition, its indexes, all in ROW EXCLUSIVE mode.  Who makes a log takes
- * an advisory lock of the transaction on its schema first.
+ * Lock order: the tables that the log is about are locked before; then the
+ * partition, in ROW EXCLUSIVE mode, and before it the log itself where it is not
+ * known which partition it is.  Who makes a log takes an advisory lock of the
+ * transaction on its schema first.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "access/brin_internal.h"
 #include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
@@ -40,7 +43,9 @@
 #include "catalog/partition.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_collation.h"
 #include "catalog/pg_index.h"
+#include "catalog/pg_opfamily.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
@@ -55,6 +60,7 @@
 #include "storage/lock.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
 #include "utils/hsearch.h"
 #include "utils/inet.h"
@@ -115,17 +121,27 @@ static const LogColumn log_columns[LOG_COLUMNS] = {
 
 /* What buffer_row and flush do, as a statement: the columns as above. */
 static const TaStatement insert_entry = {
-	"INSERT INTO @store@.audit_logs (id, changed_at, transaction_id, action, table_schema, table_name,"
-	" row_key, new_key, resource_id, user_id, db_user, request_id, client_ip, user_agent, metadata,"
-	" changes, changes_salt, changes_digest, context_salt, context_digest, row_hash)"
+	"INSERT INTO @store@.audit_logs (id, changed_at, transaction_id, changes, row_key, action, table_schema,"
+	" table_name, db_user, changes_salt, row_hash, resource_id, user_id, client_ip, context_salt, request_id,"
+	" user_agent, metadata, new_key, changes_digest, context_digest)"
 	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)",
 	LOG_COLUMNS,
-	{INT8OID, TIMESTAMPTZOID, INT8OID, TEXTOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, UUIDOID, UUIDOID,
-	 TEXTOID, TEXTOID, INETOID, TEXTOID, JSONBOID, JSONBOID, BYTEAOID, BYTEAOID, BYTEAOID, BYTEAOID, BYTEAOID}};
+	{INT8OID, TIMESTAMPTZOID, INT8OID, JSONBOID, JSONBOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, BYTEAOID, BYTEAOID,
+	 UUIDOID, UUIDOID, INETOID, BYTEAOID, TEXTOID, TEXTOID, JSONBOID, JSONBOID, BYTEAOID, BYTEAOID}};
+
+/* The indexes that a log has; what they are over is known without their expressions. */
+typedef enum LogIndex
+{
+	INDEX_ROW_KEY,
+	INDEX_NEW_KEY,
+	INDEX_TIME,
+	LOG_INDEXES
+} LogIndex;
 
 /* A log, and the partition that was written last: kept between calls. */
 typedef struct LogFormat
 {
+	Oid			nspid; /* of the schema */
 	Oid			relid;
 	bool		valid; /* cleared by invalidation */
 	Oid			owner;
@@ -134,6 +150,8 @@ typedef struct LogFormat
 	TimestampTz leaf_from;
 	TimestampTz leaf_to;
 	bool		leaf_direct; /* its rows can be written without statements */
+	bool		leaf_known;	 /* it is as it was made: columns, and indexes */
+	Oid			leaf_indexes[LOG_INDEXES];
 	AttrNumber	leaf_attnums[LOG_COLUMNS];
 } LogFormat;
 
@@ -151,6 +169,15 @@ typedef struct Deferred
 	int			n;
 	int			size;
 } Deferred;
+
+/* A row of a partition that is as it was made, on its way there. */
+typedef struct Pending
+{
+	HeapTuple tuple;
+	int64	  id;
+	bool	  has_hash[INDEX_TIME];
+	int64	  hash[INDEX_TIME]; /* as the B-trees have it */
+} Pending;
 
 #define ST_SORT			 sort_index_entries
 #define ST_ELEMENT_TYPE	 IndexEntry
@@ -172,15 +199,14 @@ struct TaAuditWriter
 	TaAuditHasher hasher;
 	const char	 *action;
 	uint8		  statement_digest[TA_HASH_SIZE];
-	uint8		  previous[TA_HASH_SIZE];
+	uint8		  previous[TA_ROW_HASH_SIZE];
 	bool		  wrote;
 	char		  salt[VARHDRSZ + TA_SALT_SIZE];
-	char		  hash[VARHDRSZ + TA_HASH_SIZE];
+	char		  hash[VARHDRSZ + TA_ROW_HASH_SIZE];
 	char		  context_salt[VARHDRSZ + TA_SALT_SIZE];
 
 	/* written without statements */
 	bool			 direct;
-	Relation		 parent;
 	Relation		 leaf;
 	AttrNumber		 attnums[LOG_COLUMNS];
 	EState			*estate;
@@ -191,6 +217,17 @@ struct TaAuditWriter
 	Size			 bytes;
 	MemoryContext	 batch;
 	Deferred		*deferred; /* for each index of the partition; NULL: none can be */
+
+	/* likewise, into a partition that is as it was made: no executor */
+	bool	   known;
+	Oid		   index_oids[LOG_INDEXES];
+	Relation   indexes[LOG_INDEXES]; /* opened when they are needed */
+	IndexInfo *index_info;
+	int64	   key_seed; /* of the hashes of keys: the table's name */
+	Pending	   first;	 /* most statements write one row */
+	Pending	  *pending;	 /* the first of them, or BATCH_ROWS */
+	Deferred   key_entries[INDEX_TIME];
+	IndexEntry few_entries[INDEX_TIME][2];
 };
 
 /* Where the chain of the present transaction stands, for each log. */
@@ -198,7 +235,7 @@ typedef struct Chain
 {
 	Oid			  log;
 	int			  level; /* of the subtransaction that wrote last */
-	uint8		  hash[TA_HASH_SIZE];
+	uint8		  hash[TA_ROW_HASH_SIZE];
 	struct Chain *next; /* the innermost level first */
 } Chain;
 
@@ -305,7 +342,7 @@ save_chain(Oid log, const uint8 *hash)
 		chain->next = chains;
 		chains = chain;
 	}
-	memcpy(chain->hash, hash, TA_HASH_SIZE);
+	memcpy(chain->hash, hash, TA_ROW_HASH_SIZE);
 }
 
 /*
@@ -406,6 +443,22 @@ ta_is_audit_log(Oid relid)
 	result = is_log(rel);
 	table_close(rel, NoLock);
 	return result;
+}
+
+/*
+ * ta_audit_log_columns
+ *		The columns of a log for a SELECT list, in the order of TaAuditLogColumn,
+ *		each with a prefix.
+ */
+char *
+ta_audit_log_columns(const char *prefix)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (int c = 0; c < LOG_COLUMNS; c++)
+		appendStringInfo(&buf, "%s%s%s", c == 0 ? "" : ", ", prefix, log_columns[c].name);
+	return buf.data;
 }
 
 /*
@@ -569,24 +622,24 @@ make_log(Oid nspid, const char *schema)
 				 " id bigint NOT NULL,"
 				 " changed_at timestamptz NOT NULL,"
 				 " transaction_id bigint NOT NULL,"
+				 " changes jsonb,"
+				 " row_key jsonb,"
 				 " action text NOT NULL,"
 				 " table_schema text NOT NULL,"
 				 " table_name text NOT NULL,"
-				 " row_key jsonb,"
-				 " new_key jsonb,"
+				 " db_user text,"
+				 " changes_salt bytea,"
+				 " row_hash bytea NOT NULL,"
 				 " resource_id uuid,"
 				 " user_id uuid,"
-				 " db_user text,"
-				 " request_id text,"
 				 " client_ip inet,"
+				 " context_salt bytea,"
+				 " request_id text,"
 				 " user_agent text,"
 				 " metadata jsonb,"
-				 " changes jsonb,"
-				 " changes_salt bytea,"
+				 " new_key jsonb,"
 				 " changes_digest bytea,"
-				 " context_salt bytea,"
-				 " context_digest bytea,"
-				 " row_hash bytea NOT NULL"
+				 " context_digest bytea"
 				 ") PARTITION BY RANGE (changed_at)",
 				 log),
 		SPI_OK_UTILITY);
@@ -671,15 +724,18 @@ make_log(Oid nspid, const char *schema)
 Oid
 ta_audit_log_of(Oid nspid, bool create)
 {
-	Oid			  relid = get_relname_relid(TA_AUDIT_LOG, nspid);
+	LogFormat	 *known = hash_search(logs, &nspid, HASH_FIND, NULL);
+	Oid			  relid;
 	TaMaintenance frame;
-	char		 *schema = get_namespace_name(nspid);
-	LogFormat	 *known;
+	char		 *schema;
 
+	if (known != NULL && known->valid)
+		return known->relid;
+	relid = get_relname_relid(TA_AUDIT_LOG, nspid);
+	schema = get_namespace_name(nspid);
 	if (OidIsValid(relid))
 	{
-		known = hash_search(logs, &relid, HASH_FIND, NULL);
-		if ((known == NULL || !known->valid) && !ta_is_audit_log(relid))
+		if (!ta_is_audit_log(relid))
 			ereport(ERROR,
 					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 					 errmsg("table %s is not an audit log of techally",
@@ -704,24 +760,6 @@ ta_audit_log_of(Oid nspid, bool create)
 	relid = make_log(nspid, schema);
 	ta_maintenance_end(&frame);
 	return relid;
-}
-
-/* What is known of a log that exists, fresh. */
-static LogFormat *
-log_format(Relation rel)
-{
-	Oid		   relid = RelationGetRelid(rel);
-	LogFormat *log;
-	bool	   found;
-
-	log = hash_search(logs, &relid, HASH_ENTER, &found);
-	if (found && log->valid)
-		return log;
-	log->valid = true; /* unless something changes while we look */
-	log->leaf = InvalidOid;
-	log->owner = rel->rd_rel->relowner;
-	log->sequence = owned_sequence(relid);
-	return log;
 }
 
 /*
@@ -764,6 +802,102 @@ allows_direct_rows(Relation leaf, AttrNumber *attnums)
 	return true;
 }
 
+static bool
+is_column(Node *node, TaAuditLogColumn column)
+{
+	return IsA(node, Var) && ((Var *) node)->varattno == (AttrNumber) column + 1;
+}
+
+static bool
+is_call(Node *node, Oid function)
+{
+	return IsA(node, FuncExpr) && ((FuncExpr *) node)->funcid == function &&
+		   list_length(((FuncExpr *) node)->args) == 2;
+}
+
+/* Whether an index is that over the hash of a key, of rows that have one. */
+static bool
+is_key_index(Relation index, TaAuditLogColumn column)
+{
+	List	 *expressions = RelationGetIndexExpressions(index);
+	List	 *predicate = RelationGetIndexPredicate(index);
+	FuncExpr *hash;
+	FuncExpr *seed;
+	Const	 *start;
+
+	if (index->rd_rel->relam != BTREE_AM_OID || index->rd_index->indnatts != 1 ||
+		index->rd_opfamily[0] != INTEGER_BTREE_FAM_OID || index->rd_opcintype[0] != INT8OID ||
+		list_length(expressions) != 1 || list_length(predicate) != 1 ||
+		!is_call(linitial(expressions), F_JSONB_HASH_EXTENDED) || !IsA(linitial(predicate), NullTest))
+		return false;
+	hash = linitial(expressions);
+	if (!is_column(linitial(hash->args), column) || !is_call(lsecond(hash->args), F_HASHTEXTEXTENDED))
+		return false;
+	seed = lsecond(hash->args);
+	start = lsecond(seed->args);
+	return is_column(linitial(seed->args), LOG_TABLE_NAME) && seed->inputcollid == DEFAULT_COLLATION_OID &&
+		   IsA(start, Const) && !start->constisnull && DatumGetInt64(start->constvalue) == 0 &&
+		   ((NullTest *) linitial(predicate))->nulltesttype == IS_NOT_NULL &&
+		   is_column((Node *) ((NullTest *) linitial(predicate))->arg, column);
+}
+
+/* Whether an index is that over spans of time and id. */
+static bool
+is_time_index(Relation index)
+{
+	return index->rd_rel->relam == BRIN_AM_OID && index->rd_index->indnatts == 2 &&
+		   index->rd_index->indkey.values[0] == LOG_CHANGED_AT + 1 && index->rd_index->indkey.values[1] == LOG_ID + 1 &&
+		   index_getprocid(index, 1, BRIN_PROCNUM_OPCINFO) == F_BRIN_MINMAX_OPCINFO &&
+		   index_getprocid(index, 2, BRIN_PROCNUM_OPCINFO) == F_BRIN_MINMAX_OPCINFO &&
+		   RelationGetIndexPredicate(index) == NIL;
+}
+
+/*
+ * Whether a partition is as it was made: then its rows are formed and entered
+ * into its indexes without the executor, which would prepare their expressions
+ * anew for every statement.
+ */
+static bool
+is_known_leaf(LogFormat *log, Relation leaf)
+{
+	List	 *indexes;
+	ListCell *cell;
+	bool	  known = true;
+
+	memset(log->leaf_indexes, 0, sizeof(log->leaf_indexes));
+	if (leaf->rd_tableam != GetHeapamTableAmRoutine())
+		return false;
+	if (RelationGetDescr(leaf)->constr != NULL && RelationGetDescr(leaf)->constr->num_check > 0)
+		return false;
+	for (int c = 0; c < LOG_COLUMNS; c++)
+		if (log->leaf_attnums[c] != c + 1)
+			return false;
+
+	indexes = RelationGetIndexList(leaf);
+	foreach(cell, indexes)
+	{
+		Relation index = index_open(lfirst_oid(cell), AccessShareLock);
+		int		 kind = LOG_INDEXES;
+
+		if (index->rd_index->indisready && !index->rd_index->indisunique && !index->rd_index->indisexclusion)
+		{
+			if (is_key_index(index, LOG_ROW_KEY))
+				kind = INDEX_ROW_KEY;
+			else if (is_key_index(index, LOG_NEW_KEY))
+				kind = INDEX_NEW_KEY;
+			else if (is_time_index(index))
+				kind = INDEX_TIME;
+		}
+		if (kind == LOG_INDEXES || OidIsValid(log->leaf_indexes[kind]))
+			known = false;
+		else
+			log->leaf_indexes[kind] = RelationGetRelid(index);
+		index_close(index, NoLock);
+	}
+	list_free(indexes);
+	return known;
+}
+
 /* Finds the partition of a moment; log->leaf is InvalidOid where there is none. */
 static void
 find_leaf(LogFormat *log, Relation parent, TimestampTz at)
@@ -798,7 +932,35 @@ find_leaf(LogFormat *log, Relation parent, TimestampTz at)
 	log->leaf = desc->oids[index];
 	leaf = table_open(log->leaf, RowExclusiveLock);
 	log->leaf_direct = allows_direct_rows(leaf, log->leaf_attnums);
+	log->leaf_known = log->leaf_direct && is_known_leaf(log, leaf);
 	table_close(leaf, NoLock);
+}
+
+/* What is known of the log of a schema, fresh; makes the log where there is none. */
+static LogFormat *
+log_format(Oid nspid, TimestampTz now)
+{
+	LogFormat *log = hash_search(logs, &nspid, HASH_FIND, NULL);
+	Relation   parent;
+	Oid		   relid;
+	bool	   found;
+
+	if (log != NULL && log->valid && OidIsValid(log->leaf) && now >= log->leaf_from && now < log->leaf_to)
+		return log;
+	relid = ta_audit_log_of(nspid, true);
+	parent = table_open(relid, RowExclusiveLock);
+	log = hash_search(logs, &nspid, HASH_ENTER, &found);
+	if (!found || !log->valid)
+	{
+		log->relid = relid;
+		log->leaf = log->sequence = InvalidOid;
+		log->valid = true; /* unless something changes while we look */
+		log->owner = parent->rd_rel->relowner;
+		log->sequence = owned_sequence(relid);
+	}
+	find_leaf(log, parent, now);
+	table_close(parent, NoLock);
+	return log;
 }
 
 /*
@@ -895,10 +1057,227 @@ enter_row(TaAuditWriter *writer, TupleTableSlot *row)
 	}
 }
 
+/*
+ * Into a partition that is as it was made
+ */
+
+/*
+ * How rows are formed whose values from the n-th on are all NULL: without them,
+ * which saves these rows the bitmap of NULLs.  A backend keeps it.
+ */
+static TupleDesc
+descriptor_of(int n)
+{
+	static TupleDesc descriptors[LOG_COLUMNS + 1];
+
+	if (descriptors[n] == NULL)
+	{
+		MemoryContext caller = MemoryContextSwitchTo(CacheMemoryContext);
+		TupleDesc	  desc = CreateTemplateTupleDesc(n);
+
+		for (int c = 0; c < n; c++)
+			TupleDescInitEntry(desc, c + 1, log_columns[c].name, log_columns[c].type, -1, 0);
+		descriptors[n] = desc;
+		MemoryContextSwitchTo(caller);
+	}
+	return descriptors[n];
+}
+
+/*
+ * An index of the partition.  The lock on the partition is all it takes: what
+ * would drop or rebuild an index waits for that.
+ */
+static Relation
+open_index(TaAuditWriter *writer, LogIndex kind)
+{
+	if (writer->indexes[kind] == NULL && OidIsValid(writer->index_oids[kind]))
+	{
+		writer->indexes[kind] = RelationIdGetRelation(writer->index_oids[kind]);
+		if (writer->indexes[kind] == NULL)
+			elog(ERROR, "could not open index with OID %u", writer->index_oids[kind]);
+	}
+	if (writer->index_info == NULL)
+	{
+		MemoryContext caller = MemoryContextSwitchTo(writer->context);
+
+		/* what the B-tree and BRIN look at in it: where to keep things */
+		writer->index_info = makeNode(IndexInfo);
+		writer->index_info->ii_Context = writer->context;
+		MemoryContextSwitchTo(caller);
+	}
+	return writer->indexes[kind];
+}
+
+static void
+insert_key_entries(TaAuditWriter *writer, LogIndex kind)
+{
+	Deferred *entries = &writer->key_entries[kind];
+	Relation  index = open_index(writer, kind);
+
+	if (entries->n > 1)
+		sort_index_entries(entries->entries, entries->n);
+	for (int n = 0; index != NULL && n < entries->n; n++)
+	{
+		Datum value = Int64GetDatum(entries->entries[n].hash);
+		bool  isnull = false;
+
+		(void) index_insert(index, &value, &isnull, &entries->entries[n].row, writer->leaf, UNIQUE_CHECK_NO,
+							false, writer->index_info);
+	}
+	entries->n = 0;
+}
+
+static void
+defer_key_entry(TaAuditWriter *writer, LogIndex kind, int64 hash, ItemPointer row)
+{
+	Deferred *entries = &writer->key_entries[kind];
+
+	if (entries->entries == NULL)
+	{
+		entries->entries = writer->few_entries[kind];
+		entries->size = lengthof(writer->few_entries[kind]);
+	}
+	else if (entries->n == entries->size)
+	{
+		IndexEntry *old_entries = entries->entries;
+
+		entries->size = Min(entries->size * 4, INDEX_ENTRIES);
+		if (old_entries == writer->few_entries[kind])
+		{
+			entries->entries = MemoryContextAlloc(writer->context, sizeof(IndexEntry) * entries->size);
+			memcpy(entries->entries, old_entries, sizeof(writer->few_entries[kind]));
+		}
+		else
+			entries->entries = repalloc(old_entries, sizeof(IndexEntry) * entries->size);
+	}
+	entries->entries[entries->n].hash = hash;
+	entries->entries[entries->n].row = *row;
+	if (++entries->n == INDEX_ENTRIES)
+		insert_key_entries(writer, kind);
+}
+
+/* Enters a row's time and id into the index over spans of them. */
+static void
+insert_time(TaAuditWriter *writer, const Pending *row)
+{
+	Relation index = open_index(writer, INDEX_TIME);
+	Datum	 values[2] = {writer->values[LOG_CHANGED_AT], Int64GetDatum(row->id)};
+	bool	 isnull[2] = {false, false};
+
+	if (index != NULL)
+		(void) index_insert(index, values, isnull, &row->tuple->t_self, writer->leaf, UNIQUE_CHECK_NO,
+							false, writer->index_info);
+}
+
+/* Writes what was gathered, and enters it into the indexes, or puts that off. */
+static void
+flush_known(TaAuditWriter *writer)
+{
+	int n = writer->nbuffered;
+
+	if (n == 1)
+		heap_insert(writer->leaf, writer->pending[0].tuple, GetCurrentCommandId(true), 0, NULL);
+	else if (n > 1)
+	{
+		for (int i = 0; i < n; i++)
+		{
+			if (i == writer->nslots)
+			{
+				MemoryContext caller = MemoryContextSwitchTo(writer->context);
+
+				writer->slots[writer->nslots++] = MakeSingleTupleTableSlot(RelationGetDescr(writer->leaf), &TTSOpsHeapTuple);
+				MemoryContextSwitchTo(caller);
+			}
+			ExecStoreHeapTuple(writer->pending[i].tuple, writer->slots[i], true);
+		}
+		table_multi_insert(writer->leaf, writer->slots, n, GetCurrentCommandId(true), 0, NULL);
+	}
+	for (int i = 0; i < n; i++)
+	{
+		Pending	   *row = &writer->pending[i];
+		BlockNumber block;
+
+		if (n > 1)
+			row->tuple->t_self = writer->slots[i]->tts_tid;
+		block = ItemPointerGetBlockNumber(&row->tuple->t_self);
+		for (int kind = 0; kind < INDEX_TIME; kind++)
+			if (row->has_hash[kind])
+				defer_key_entry(writer, kind, row->hash[kind], &row->tuple->t_self);
+
+		/* ids go up and the time is the same: a page's first and last row say it all */
+		if (i == 0 || i == n - 1 || block != ItemPointerGetBlockNumber(&writer->pending[i - 1].tuple->t_self) ||
+			block != ItemPointerGetBlockNumber(&writer->slots[i + 1]->tts_tid))
+			insert_time(writer, row);
+	}
+	if (n > 1)
+	{
+		for (int i = 0; i < n; i++)
+			ExecClearTuple(writer->slots[i]);
+		MemoryContextReset(writer->batch);
+	}
+	writer->nbuffered = 0;
+	writer->bytes = 0;
+}
+
+/* Forms a row and keeps it until there are enough of them. */
+static void
+buffer_known(TaAuditWriter *writer)
+{
+	static const TaAuditLogColumn keys[INDEX_TIME] = {LOG_ROW_KEY, LOG_NEW_KEY};
+	MemoryContext				  caller;
+	Pending						 *row;
+	int							  n = LOG_COLUMNS;
+
+	if (writer->nbuffered == 1 && writer->pending == &writer->first)
+	{
+		caller = MemoryContextSwitchTo(writer->context);
+		writer->slots = palloc(sizeof(TupleTableSlot *) * BATCH_ROWS);
+		writer->pending = palloc(sizeof(Pending) * BATCH_ROWS);
+		writer->pending[0] = writer->first;
+		writer->batch = AllocSetContextCreate(writer->context, "techally audit batch", ALLOCSET_DEFAULT_SIZES);
+		MemoryContextSwitchTo(caller);
+	}
+	row = &writer->pending[writer->nbuffered++];
+	row->id = DatumGetInt64(writer->values[LOG_ID]);
+	for (int kind = 0; kind < INDEX_TIME; kind++)
+	{
+		row->has_hash[kind] = !writer->nulls[keys[kind]];
+		if (row->has_hash[kind])
+			row->hash[kind] = DatumGetInt64(DirectFunctionCall2(jsonb_hash_extended, writer->values[keys[kind]],
+																Int64GetDatum(writer->key_seed)));
+	}
+	while (writer->nulls[n - 1])
+		n--;
+	caller = MemoryContextSwitchTo(writer->batch != NULL ? writer->batch : writer->context);
+	row->tuple = heap_form_tuple(descriptor_of(n), writer->values, writer->nulls);
+	MemoryContextSwitchTo(caller);
+	writer->bytes += row->tuple->t_len;
+	if (writer->nbuffered == BATCH_ROWS || writer->bytes >= BATCH_BYTES)
+		flush_known(writer);
+}
+
+static void
+close_known(TaAuditWriter *writer)
+{
+	flush_known(writer);
+	for (int kind = 0; kind < INDEX_TIME; kind++)
+		if (writer->key_entries[kind].n > 0)
+			insert_key_entries(writer, kind);
+	for (int kind = 0; kind < LOG_INDEXES; kind++)
+		if (writer->indexes[kind] != NULL)
+		{
+			ta_index_insert_cleanup(writer->indexes[kind], writer->index_info);
+			RelationClose(writer->indexes[kind]);
+		}
+}
+
+/*
+ * Into one with indexes, checks or columns of somebody else's
+ */
+
 static void
 open_direct(TaAuditWriter *writer, LogFormat *log)
 {
-	writer->leaf = table_open(log->leaf, RowExclusiveLock);
 	memcpy(writer->attnums, log->leaf_attnums, sizeof(writer->attnums));
 	writer->estate = CreateExecutorState();
 	writer->target = makeNode(ResultRelInfo);
@@ -914,7 +1293,7 @@ open_direct(TaAuditWriter *writer, LogFormat *log)
 static void
 random_salt(char *salt)
 {
-	static uint8 pool[4096];
+	static uint8 pool[TA_SALT_SIZE * 256];
 	static int	 used = sizeof(pool);
 
 	if (used == sizeof(pool))
@@ -996,34 +1375,55 @@ ta_audit_open(Oid nspid, const char *schema_name, const char *table_name)
 	MemoryContext  caller = CurrentMemoryContext;
 	LogFormat	  *log;
 	Chain		  *chain;
-	Oid			   relid;
+	Relation	   leaf = NULL;
 	TimestampTz	   now;
+	bool		   direct;
 
 	PreventCommandIfReadOnly("INSERT");
-	relid = ta_audit_log_of(nspid, true);
+	now = GetCurrentTimestamp();
+	for (;;)
+	{
+		log = log_format(nspid, now);
+		direct = ta_direct_rows() && OidIsValid(log->leaf) && log->leaf_direct;
+		if (!direct)
+			break;
+
+		/* what is known was known before it was locked */
+		leaf = try_relation_open(log->leaf, RowExclusiveLock);
+		if (leaf != NULL && log->valid)
+			break;
+		if (leaf != NULL)
+			relation_close(leaf, NoLock);
+		log->valid = false;
+	}
+
 	context = AllocSetContextCreate(caller, "techally audit log", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(context);
 	writer = palloc0(sizeof(TaAuditWriter));
 	writer->context = context;
-	writer->relid = relid;
+	writer->relid = log->relid;
 	writer->nspid = nspid;
-	writer->parent = table_open(relid, RowExclusiveLock);
-	now = GetCurrentTimestamp();
-	log = log_format(writer->parent);
-	if (!OidIsValid(log->leaf) || now < log->leaf_from || now >= log->leaf_to)
-		find_leaf(log, writer->parent, now);
+	writer->leaf = leaf;
 	writer->owner = log->owner;
 	writer->sequence = log->sequence;
 	fill_statement(writer, schema_name, table_name);
 	set_value(writer, LOG_CHANGED_AT, TimestampTzGetDatum(now));
 
-	writer->direct = ta_direct_rows() && OidIsValid(log->leaf) && log->leaf_direct;
-	if (writer->direct)
+	writer->direct = direct;
+	writer->known = direct && log->leaf_known;
+	if (writer->known)
+	{
+		writer->pending = &writer->first;
+		memcpy(writer->index_oids, log->leaf_indexes, sizeof(writer->index_oids));
+		writer->key_seed = DatumGetInt64(DirectFunctionCall2Coll(hashtextextended, DEFAULT_COLLATION_OID,
+																 writer->values[LOG_TABLE_NAME], Int64GetDatum(0)));
+	}
+	else if (writer->direct)
 		open_direct(writer, log);
 
-	chain = find_chain(relid);
+	chain = find_chain(log->relid);
 	if (chain != NULL)
-		memcpy(writer->previous, chain->hash, TA_HASH_SIZE);
+		memcpy(writer->previous, chain->hash, TA_ROW_HASH_SIZE);
 	ta_hasher_open(&writer->hasher);
 	MemoryContextSwitchTo(caller);
 	return writer;
@@ -1168,11 +1568,13 @@ ta_audit_write(TaAuditWriter *writer, const char *action, StringInfo row_key, St
 	}
 	ta_audit_row_hash(&writer->hasher, writer->values, writer->nulls, writer->previous,
 					  writer->statement_digest, changes == NULL ? NULL : digest, writer->previous);
-	SET_VARSIZE(writer->hash, VARHDRSZ + TA_HASH_SIZE);
-	memcpy(VARDATA(writer->hash), writer->previous, TA_HASH_SIZE);
+	SET_VARSIZE(writer->hash, VARHDRSZ + TA_ROW_HASH_SIZE);
+	memcpy(VARDATA(writer->hash), writer->previous, TA_ROW_HASH_SIZE);
 	set_value(writer, LOG_ROW_HASH, PointerGetDatum(writer->hash));
 
-	if (writer->direct)
+	if (writer->known)
+		buffer_known(writer);
+	else if (writer->direct)
 		buffer_row(writer);
 	else
 		insert_by_statement(writer);
@@ -1191,21 +1593,24 @@ ta_audit_write(TaAuditWriter *writer, const char *action, StringInfo row_key, St
 void
 ta_audit_close(TaAuditWriter *writer)
 {
-	if (writer->direct)
-	{
+	if (writer->known)
+		close_known(writer);
+	else if (writer->direct)
 		flush(writer, true);
-		for (int i = 0; i < writer->nslots; i++)
-			ExecDropSingleTupleTableSlot(writer->slots[i]);
+	for (int i = 0; i < writer->nslots; i++)
+		ExecDropSingleTupleTableSlot(writer->slots[i]);
+	if (writer->estate != NULL)
+	{
 		ExecCloseResultRelations(writer->estate);
-		table_close(writer->leaf, NoLock);
 		FreeExecutorState(writer->estate);
 	}
+	if (writer->leaf != NULL)
+		relation_close(writer->leaf, NoLock);
 	ta_hasher_close(&writer->hasher);
 	if (writer->wrote)
 	{
 		save_chain(writer->relid, writer->previous);
 		CommandCounterIncrement();
 	}
-	table_close(writer->parent, NoLock);
 	MemoryContextDelete(writer->context);
 }

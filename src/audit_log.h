@@ -31,10 +31,11 @@ typedef struct TaAuditWriter TaAuditWriter;
 
 extern void ta_audit_log_init(void);
 
-extern Oid	ta_audit_log_of(Oid nspid, bool create);
-extern bool ta_is_audit_log(Oid relid);
-extern void ta_audit_guard_partition(Oid log, Oid partition);
-extern Oid	ta_audit_log_sequence(Oid log);
+extern Oid	 ta_audit_log_of(Oid nspid, bool create);
+extern bool	 ta_is_audit_log(Oid relid);
+extern void	 ta_audit_guard_partition(Oid log, Oid partition);
+extern Oid	 ta_audit_log_sequence(Oid log);
+extern char *ta_audit_log_columns(const char *prefix);
 
 extern TaAuditWriter *ta_audit_open(Oid nspid, const char *schema_name, const char *table_name);
 extern void			  ta_audit_write(TaAuditWriter *writer, const char *action,

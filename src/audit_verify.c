@@ -70,22 +70,22 @@ typedef struct ChainCheck
 {
 	int64 transaction;
 	bool  started;
-	uint8 previous[TA_HASH_SIZE]; /* of the row before */
-	uint8 verified[TA_HASH_SIZE]; /* of the last row that was as it should be */
+	uint8 previous[TA_ROW_HASH_SIZE]; /* of the row before */
+	uint8 verified[TA_ROW_HASH_SIZE]; /* of the last row that was as it should be */
 } ChainCheck;
 
-static const uint8 no_hash[TA_HASH_SIZE];
+static const uint8 no_hash[TA_ROW_HASH_SIZE];
 
 /* A bytea of the size of a hash; NULL for any other. */
 static const uint8 *
-hash_of(Datum value, bool isnull)
+hash_of(Datum value, bool isnull, Size size)
 {
 	struct varlena *bytes;
 
 	if (isnull)
 		return NULL;
 	bytes = pg_detoast_datum_packed((struct varlena *) DatumGetPointer(value));
-	return VARSIZE_ANY_EXHDR(bytes) == TA_HASH_SIZE ? (const uint8 *) VARDATA_ANY(bytes) : NULL;
+	return VARSIZE_ANY_EXHDR(bytes) == size ? (const uint8 *) VARDATA_ANY(bytes) : NULL;
 }
 
 /* Looks for the hash of the row before, outside the span that is verified. */
@@ -102,10 +102,10 @@ find_before(const char *log, int64 transaction, int64 id, uint8 *hash)
 		elog(ERROR, "SPI_execute failed");
 	if (SPI_processed == 0)
 		return false;
-	found = hash_of(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull), false);
+	found = hash_of(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull), false, TA_ROW_HASH_SIZE);
 	if (found == NULL)
 		return false;
-	memcpy(hash, found, TA_HASH_SIZE);
+	memcpy(hash, found, TA_ROW_HASH_SIZE);
 	return true;
 }
 
@@ -116,29 +116,29 @@ check_row(TaAuditHasher *hasher, ChainCheck *chain, const char *log, bool span,
 {
 	uint8		 statement[TA_HASH_SIZE];
 	uint8		 digest[TA_HASH_SIZE];
-	uint8		 computed[TA_HASH_SIZE];
+	uint8		 computed[TA_ROW_HASH_SIZE];
 	uint8		 outside[TA_HASH_SIZE];
 	const uint8 *context = NULL;
 	const uint8 *changes = NULL;
-	const uint8 *stored = hash_of(values[LOG_ROW_HASH], nulls[LOG_ROW_HASH]);
-	uint8		 before[TA_HASH_SIZE];
+	const uint8 *stored = hash_of(values[LOG_ROW_HASH], nulls[LOG_ROW_HASH], TA_ROW_HASH_SIZE);
+	uint8		 before[TA_ROW_HASH_SIZE];
 	const uint8 *candidates[3];
 	int			 ncandidates = 0;
 
 	if (chain->started && chain->transaction == DatumGetInt64(values[LOG_TRANSACTION_ID]))
 	{
-		memcpy(before, chain->previous, TA_HASH_SIZE);
+		memcpy(before, chain->previous, TA_ROW_HASH_SIZE);
 		candidates[ncandidates++] = before;
 		candidates[ncandidates++] = chain->verified;
 	}
 	candidates[ncandidates++] = no_hash;
 	if (!chain->started || chain->transaction != DatumGetInt64(values[LOG_TRANSACTION_ID]))
-		memset(chain->verified, 0, TA_HASH_SIZE);
+		memset(chain->verified, 0, TA_ROW_HASH_SIZE);
 	chain->started = true;
 	chain->transaction = DatumGetInt64(values[LOG_TRANSACTION_ID]);
 	if (stored == NULL)
 		return "row_hash is no hash";
-	memcpy(chain->previous, stored, TA_HASH_SIZE);
+	memcpy(chain->previous, stored, TA_ROW_HASH_SIZE);
 
 	/* what was erased has left its commitment */
 	if (!nulls[LOG_CONTEXT_SALT])
@@ -148,7 +148,7 @@ check_row(TaAuditHasher *hasher, ChainCheck *chain, const char *log, bool span,
 		context = outside;
 	}
 	else if (!nulls[LOG_CONTEXT_DIGEST])
-		context = hash_of(values[LOG_CONTEXT_DIGEST], false);
+		context = hash_of(values[LOG_CONTEXT_DIGEST], false, TA_HASH_SIZE);
 	if (context == NULL && ta_audit_has_context(nulls))
 		return "request_id, client_ip, user_agent or metadata stand where there were none";
 	if (nulls[LOG_CONTEXT_SALT] && ta_audit_has_context(nulls))
@@ -163,23 +163,23 @@ check_row(TaAuditHasher *hasher, ChainCheck *chain, const char *log, bool span,
 	else if (!nulls[LOG_CHANGES])
 		return "changes stand where there were none, or where they were erased";
 	else if (!nulls[LOG_CHANGES_DIGEST])
-		changes = hash_of(values[LOG_CHANGES_DIGEST], false);
+		changes = hash_of(values[LOG_CHANGES_DIGEST], false, TA_HASH_SIZE);
 
 	for (int i = 0; i < ncandidates; i++)
 	{
 		ta_audit_row_hash(hasher, values, nulls, candidates[i], statement, changes, computed);
-		if (memcmp(computed, stored, TA_HASH_SIZE) == 0)
+		if (memcmp(computed, stored, TA_ROW_HASH_SIZE) == 0)
 		{
-			memcpy(chain->verified, stored, TA_HASH_SIZE);
+			memcpy(chain->verified, stored, TA_ROW_HASH_SIZE);
 			return NULL;
 		}
 	}
 	if (span && find_before(log, chain->transaction, DatumGetInt64(values[LOG_ID]), outside))
 	{
 		ta_audit_row_hash(hasher, values, nulls, outside, statement, changes, computed);
-		if (memcmp(computed, stored, TA_HASH_SIZE) == 0)
+		if (memcmp(computed, stored, TA_ROW_HASH_SIZE) == 0)
 		{
-			memcpy(chain->verified, stored, TA_HASH_SIZE);
+			memcpy(chain->verified, stored, TA_ROW_HASH_SIZE);
 			return NULL;
 		}
 	}
@@ -225,13 +225,10 @@ ta_verify_audit_rows(PG_FUNCTION_ARGS)
 	log = quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)), get_rel_name(relid));
 	initStringInfo(&sql);
 	appendStringInfo(&sql,
-					 "SELECT l.id, l.changed_at, l.transaction_id, l.action, l.table_schema, l.table_name,"
-					 " l.row_key, l.new_key, l.resource_id, l.user_id, l.db_user, l.request_id, l.client_ip,"
-					 " l.user_agent, l.metadata, l.changes, l.changes_salt, l.changes_digest, l.context_salt,"
-					 " l.context_digest, l.row_hash FROM %s l"
+					 "SELECT %s FROM %s l"
 					 " WHERE ($1 IS NULL OR l.changed_at >= $1) AND ($2 IS NULL OR l.changed_at < $2)"
 					 " ORDER BY l.transaction_id, l.id",
-					 log);
+					 ta_audit_log_columns("l."), log);
 	portal = SPI_cursor_open_with_args(NULL, sql.data, 2, types, arguments, argument_nulls, true, 0);
 	row_context = AllocSetContextCreate(CurrentMemoryContext, "techally verification", ALLOCSET_DEFAULT_SIZES);
 	ta_hasher_open(&hasher);

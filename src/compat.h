@@ -147,6 +147,15 @@ ta_index_beginscan(Relation rel, Relation index, Snapshot snapshot, int nkeys)
 #endif
 }
 
+/* 17 lets an index keep things from one insertion to the next */
+static inline void
+ta_index_insert_cleanup(Relation index, IndexInfo *info)
+{
+#if PG_VERSION_NUM >= 170000
+	index_insert_cleanup(index, info);
+#endif
+}
+
 /* a small number that no other backend has at the same time */
 #if PG_VERSION_NUM >= 170000
 #include "storage/proc.h"

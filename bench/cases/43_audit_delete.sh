@@ -8,10 +8,10 @@ case_before_round() { audit_before_round full; }
 case_round() {
 	case $1 in
 	insert)
-		sql -c "TRUNCATE none_side.people"
+		sql -c "TRUNCATE none_shop.people"
 		audit_timed none "$(audit_insert none)"
 		;;
-	*) audit_timed "$1" "DELETE FROM ${1}_side.people" ;;
+	*) audit_timed "$1" "DELETE FROM $(audit_schema "$1").people" ;;
 	esac
 }
 case_check() { audit_check; }

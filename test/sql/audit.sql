@@ -336,12 +336,79 @@ SELECT count(*) FROM entries('pairs') WHERE changes #>> '{v,new}' = '100';
 DROP TABLE keyless;
 SELECT count(*) FROM techally.audited_tables WHERE target::oid NOT IN (SELECT oid FROM pg_class);
 
+-- rows go in without the executor where the log is as it was made, else with it,
+-- else by INSERT: the same rows each way, and in all indexes
+CREATE TABLE ways (id integer PRIMARY KEY, wide text, v integer);
+SELECT techally.enable_audit('ways');
+CREATE PROCEDURE write_some(first integer) LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO ways VALUES (first, 'one', 0);
+    INSERT INTO ways SELECT first + i, CASE WHEN i % 100 = 0 THEN (SELECT string_agg(md5(n::text), '') FROM generate_series(1, 300) n) END, i
+      FROM generate_series(1, 600) i;
+    UPDATE ways SET id = -id WHERE id IN (first + 1, first + 2);
+    UPDATE ways SET v = v + 1 WHERE id BETWEEN first + 10 AND first + 30;
+    UPDATE ways SET v = v + 1 WHERE id = first + 40;
+    DELETE FROM ways WHERE id >= first + 100;
+END $$;
+CREATE FUNCTION written(OUT entries bigint, OUT by_key bigint, OUT by_new_key bigint, OUT by_time bigint, OUT wide bigint)
+LANGUAGE plpgsql SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    ANALYZE audit_logs;
+    PERFORM brin_summarize_new_values(i.indexrelid)
+       FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam AND a.amname = 'brin'
+      WHERE i.indrelid = (SELECT l.tableoid FROM audit_logs l LIMIT 1);
+    SELECT count(*), count(*) FILTER (WHERE length(changes ->> 'wide') = 9600) INTO entries, wide FROM audit_logs WHERE table_name = 'ways';
+    SELECT sum(f.n) INTO by_key
+      FROM (SELECT DISTINCT row_key FROM audit_logs WHERE table_name = 'ways') k, LATERAL (
+            SELECT count(*) AS n FROM audit_logs l
+             WHERE jsonb_hash_extended(l.row_key, hashtextextended(l.table_name, 0)) = jsonb_hash_extended(k.row_key, hashtextextended('ways', 0))
+               AND l.row_key = k.row_key AND l.table_name = 'ways') f;
+    SELECT sum(f.n) INTO by_new_key
+      FROM (SELECT DISTINCT new_key FROM audit_logs WHERE table_name = 'ways' AND new_key IS NOT NULL) k, LATERAL (
+            SELECT count(*) AS n FROM audit_logs l
+             WHERE jsonb_hash_extended(l.new_key, hashtextextended(l.table_name, 0)) = jsonb_hash_extended(k.new_key, hashtextextended('ways', 0))
+               AND l.new_key = k.new_key AND l.table_name = 'ways') f;
+    SELECT count(*) INTO by_time FROM audit_logs WHERE table_name = 'ways' AND changed_at > (SELECT changed_at FROM audit_logs WHERE table_name = 'ways' ORDER BY id LIMIT 1) - interval '1 second'
+       AND id >= (SELECT min(id) FROM audit_logs WHERE table_name = 'ways');
+END $$;
+CALL write_some(1);
+SELECT * FROM written();
+CREATE INDEX ON audit_logs (db_user);
+CALL write_some(1001);
+SELECT * FROM written();
+DROP INDEX audit_logs_db_user_idx;
+CALL write_some(1601);
+SELECT * FROM written();
+-- a check, a unique index: the executor sees to both
+ALTER TABLE audit_logs ADD CONSTRAINT chk_audit_logs_user CHECK (table_name <> 'ways' OR user_id IS NULL);
+SET app.current_user_id = '00000000-0000-0000-0000-000000000001';
+DO $$ BEGIN UPDATE ways SET v = -1 WHERE id = 1; EXCEPTION WHEN check_violation THEN RAISE WARNING 'checked'; END $$;
+SET app.current_user_id = '';
+ALTER TABLE audit_logs DROP CONSTRAINT chk_audit_logs_user;
+CREATE UNIQUE INDEX audit_logs_unique ON audit_logs (changed_at) WHERE user_id IS NOT NULL;
+SET app.current_user_id = '00000000-0000-0000-0000-000000000001';
+DO $$ BEGIN UPDATE ways SET v = -1 WHERE id IN (1, 11); EXCEPTION WHEN unique_violation THEN RAISE WARNING 'unique'; END $$;
+SET app.current_user_id = '';
+DROP INDEX audit_logs_unique;
+DROP INDEX idx_audit_logs_new_key;
+UPDATE ways SET id = 5000 WHERE id = 1;
+SELECT row_key, new_key FROM audit_logs ORDER BY id DESC LIMIT 1;
+SELECT * FROM techally.verify_audit('ways');
+
 -- a log that asks for more than rows: it gets them by INSERT, and a column of somebody's has its default
 ALTER TABLE audit_logs ADD COLUMN source text DEFAULT 'here';
 INSERT INTO parents VALUES (99);
 SELECT action, row_key, source FROM audit_logs ORDER BY id DESC LIMIT 1;
+CALL write_some(2201);
 SELECT * FROM techally.verify_audit('audit_logs');
 ALTER TABLE audit_logs DROP COLUMN source;
+CALL write_some(2801);
+SELECT entries, by_key, wide FROM written();
+SELECT * FROM techally.verify_audit('ways');
+-- and a column of somebody's that may be NULL stays so
+ALTER TABLE audit_logs ADD COLUMN note text;
+UPDATE ways SET v = 0 WHERE id = 5000;
+SELECT row_key, note IS NULL AS null FROM audit_logs ORDER BY id DESC LIMIT 1;
 
 SET client_min_messages = error;
 DROP SCHEMA regress_audit CASCADE;
