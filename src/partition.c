@@ -726,15 +726,6 @@ static const TaStatement select_finish = {
 	3,
 	{OIDOID, OIDOID, OIDOID}};
 
-/* The parent's foreign keys for a table that is empty yet: $1 parent, $2 partition. */
-static const TaStatement select_foreign_keys = {
-	"SELECT pg_catalog.format('ALTER TABLE %s ADD CONSTRAINT %I %s', $2::pg_catalog.regclass, c.conname,"
-	"         pg_catalog.pg_get_constraintdef(c.oid))"
-	"  FROM pg_catalog.pg_constraint c"
-	" WHERE c.conrelid = $1 AND c.contype = 'f' AND c.confrelid <> $1 AND c.convalidated ORDER BY c.conname",
-	2,
-	{OIDOID, OIDOID}};
-
 static const TaStatement select_children = {
 	"SELECT c.oid, c.relname::text, pg_catalog.pg_get_expr(c.relpartbound, c.oid), pg_catalog.pg_get_partkeydef(c.oid)"
 	"  FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid"
@@ -891,7 +882,7 @@ ta_range_condition(const TaParent *parent, const TaRange *range)
  * Tells the server what we know: that no row of a table is in the range.  To
  * attach a partition it would read all of DEFAULT again to see the same.  The
  * table is locked in ACCESS EXCLUSIVE mode, and the constraint goes before the
- * transaction ends.
+ * transaction ends.  Where the rows are about to be moved it is not true yet.
  */
 static void
 add_proof(const TaParent *parent, const TaRange *range)
@@ -989,6 +980,20 @@ ta_attach_partition(const TaParent *parent, const TaRange *range, Oid partition,
 	run_each(&select_finish, values);
 }
 
+/* Builds the indexes of a table that was filled below them. */
+static void
+rebuild_indexes(Oid relid)
+{
+	Relation  rel = table_open(relid, NoLock);
+	List	 *indexes = RelationGetIndexList(rel);
+	ListCell *lc;
+
+	table_close(rel, NoLock);
+	foreach(lc, indexes)
+		ta_run("REINDEX INDEX %s", ta_qualified_name(lfirst_oid(lc)));
+	list_free(indexes);
+}
+
 /* ta_default_has_rows: whether DEFAULT has rows of a range. */
 bool
 ta_default_has_rows(const TaParent *parent, const TaRange *range)
@@ -1005,39 +1010,42 @@ ta_default_has_rows(const TaParent *parent, const TaRange *range)
  *
  * Within ta_maintenance_begin and _end as the parent's owner; the caller has
  * locked parent and DEFAULT and described the parent since.  fill, if given,
- * puts the range's rows into the new table and takes them out of DEFAULT;
- * without it the function looks whether DEFAULT has such rows and returns false
- * then, having made nothing.  Raises what the DDL raises.
+ * takes the range's rows out of DEFAULT and puts them into the new table, whose
+ * indexes are built afterwards; without it the function looks whether DEFAULT has
+ * such rows and returns false then, having made nothing.  Raises what the DDL
+ * raises.
+ *
+ * The table is attached while it is empty: its foreign keys need not be checked
+ * again, and to logical decoding its rows are the parent's.  (To a publication
+ * of the parent rows that are written before would not belong, and subscribers
+ * would see nothing but the deletes.)  One that is partitioned itself gets its
+ * rows by a statement, which would fire the triggers that attaching clones: it
+ * is attached afterwards.
  */
 bool
 ta_create_partition(const TaParent *parent, const TaStep *step, const TaRange *range,
 					void (*fill)(Oid partition, void *arg), void *arg, Oid *created)
 {
 	char *name;
+	bool  attach_first;
 
 	if (range != NULL && fill == NULL && ta_default_has_rows(parent, range))
 		return false;
 	name = ta_free_name(parent->nspid, parent->name,
 						range == NULL ? "default" : ta_range_label(step, range->from));
 	*created = ta_prepare_partition(parent, range, name);
-	if (fill != NULL)
-	{
-		/*
-		 * The rows have been checked once: what comes from DEFAULT, below the
-		 * executor, need not be looked up again when it is attached.
-		 */
-		if (get_rel_relkind(*created) == RELKIND_RELATION)
-		{
-			Datum values[2] = {ObjectIdGetDatum(parent->relid), ObjectIdGetDatum(*created)};
-
-			run_each(&select_foreign_keys, values);
-		}
+	attach_first = get_rel_relkind(*created) == RELKIND_RELATION;
+	if (fill != NULL && !attach_first)
 		fill(*created, arg);
-	}
 
 	/* an older snapshot may not have seen all rows: let the server look */
 	ta_attach_partition(parent, range, *created,
 						range != NULL && (fill != NULL || !IsolationUsesXactSnapshot()));
+	if (fill != NULL && attach_first)
+	{
+		fill(*created, arg);
+		rebuild_indexes(*created);
+	}
 	return true;
 }
 
@@ -1660,7 +1668,8 @@ ta_partition_facts(PG_FUNCTION_ARGS)
 	nulls[1] = parent->nranges == 0;
 	if (parent->nranges > 0)
 		values[1] = TimestampTzGetDatum(parent->ranges[parent->nranges - 1].to);
-	if (OidIsValid(parent->default_oid) && check_enable_rls(parent->default_oid, parent->owner, true) != RLS_ENABLED)
+	if (OidIsValid(parent->default_oid) && get_rel_relkind(parent->default_oid) != RELKIND_FOREIGN_TABLE &&
+		check_enable_rls(parent->default_oid, parent->owner, true) != RLS_ENABLED)
 	{
 		TaMaintenance frame;
 		bool		  isnull;

@@ -252,6 +252,9 @@ pin_formats(void)
 	ta_set_local("extra_float_digits", "3");
 	ta_set_local("timezone", "UTC");
 	ta_set_local("bytea_output", "hex");
+	ta_set_local("array_nulls", "on");
+	ta_set_local("lc_monetary", "C");
+	ta_set_local("xmloption", "content");
 }
 
 /* The columns to write, in SQL: all that are not generated. */
@@ -302,43 +305,25 @@ ta_archive_file_name(const char *qualified)
 	return name.data;
 }
 
-/*
- * ta_write_archive
- *		Writes a table's rows into a new file of that name and a manifest beside
- *		it, and reads the file back to be sure of it.
- *
- * manifest is JSON without its last brace; what is counted here goes in after
- * it.  Within ta_maintenance_begin and _end as the table's owner.  Raises 0A000
- * without zlib, 55000 without a directory, 58xxx where the file system fails.
- */
-void
-ta_write_archive(Oid relid, const char *file, const char *manifest, int64 total, TaArchive *result)
-{
 #ifdef TA_HAVE_ZLIB
-	char		  *data_path;
-	char		  *manifest_path;
-	char		  *temporary;
+
+/* Writes a table's rows into a compressed file. */
+static void
+write_data(Oid relid, const char *path, int64 total, TaArchive *result)
+{
 	char		  *columns = column_list(relid);
 	Stream		  *stream;
 	Portal		   portal;
 	StringInfoData line;
 	MemoryContext  context = AllocSetContextCreate(CurrentMemoryContext, "techally archive", ALLOCSET_DEFAULT_SIZES);
-	FILE		  *out;
-	char		  *text;
-	char		  *check;
-	char		  *buffer;
-
-	check_directory();
-	data_path = archive_path(file, ".copy.gz");
-	manifest_path = archive_path(file, ".json");
-	temporary = psprintf("%s.tmp", data_path);
-	pin_formats();
 
 	memset(result, 0, sizeof(*result));
-	stream = open_stream(temporary, true);
+	stream = open_stream(path, true);
 	initStringInfo(&line);
+
+	/* not in the caller's snapshot, which may be older than our lock */
 	portal = SPI_cursor_parse_open(NULL, psprintf("SELECT %s FROM %s", columns, ta_qualified_name(relid)),
-								   &(SPIParseOpenOptions){.read_only = true});
+								   &(SPIParseOpenOptions){.read_only = false});
 	for (;;)
 	{
 		MemoryContext old;
@@ -393,6 +378,52 @@ ta_write_archive(Oid relid, const char *file, const char *manifest, int64 total,
 	result->checksum = close_stream(stream, true);
 	result->rows = stream->rows;
 	result->bytes = stream->bytes;
+	MemoryContextDelete(context);
+	if (result->rows != total)
+		elog(ERROR, "wrote " INT64_FORMAT " rows of " INT64_FORMAT, result->rows, total);
+}
+
+#endif
+
+/*
+ * ta_write_archive
+ *		Writes a table's rows into a new file of that name and a manifest beside
+ *		it, and reads the file back to be sure of it.
+ *
+ * manifest is JSON without its last brace; what is counted here goes in after
+ * it.  Within ta_maintenance_begin and _end as the table's owner.  Raises 0A000
+ * without zlib, 55000 without a directory, 58xxx where the file system fails.
+ */
+void
+ta_write_archive(Oid relid, const char *file, const char *manifest, int64 total, TaArchive *result)
+{
+#ifdef TA_HAVE_ZLIB
+	char   *data_path;
+	char   *manifest_path;
+	char   *temporary;
+	Stream *stream;
+	FILE   *out;
+	char   *text;
+	char   *check;
+	char   *buffer;
+
+	check_directory();
+	data_path = archive_path(file, ".copy.gz");
+	manifest_path = archive_path(file, ".json");
+	temporary = psprintf("%s.tmp", data_path);
+	pin_formats();
+
+	/* nothing but a crash leaves a part of a file */
+	PG_TRY();
+	{
+		write_data(relid, temporary, total, result);
+	}
+	PG_CATCH();
+	{
+		(void) unlink(temporary);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 	durable_rename(temporary, data_path, ERROR);
 
 	/* what is on disk is what we meant to write */
@@ -416,7 +447,6 @@ ta_write_archive(Oid relid, const char *file, const char *manifest, int64 total,
 				(errcode_for_file_access(),
 				 errmsg("could not write file \"%s\": %m", temporary)));
 	durable_rename(temporary, manifest_path, ERROR);
-	MemoryContextDelete(context);
 #else
 	check_directory();
 #endif

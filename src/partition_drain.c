@@ -3,9 +3,8 @@
  * partition_drain.c
  *	  Moving rows out of a DEFAULT partition into partitions of their own.
  *
- * One call moves the rows of one range: it makes the range's partition, copies
- * the rows into it and deletes them from DEFAULT, and attaches it, all in one
- * transaction.  Rows are moved below the executor, so no trigger fires and no
+ * One call moves the rows of one range: it makes the range's partition, deletes
+ * the rows from DEFAULT and puts them there, all in one transaction.  Rows are moved below the executor, so no trigger fires and no
  * foreign key acts: to the outside nothing has changed.
  *
  * Invariants:
@@ -38,6 +37,8 @@
 #include "access/tableam.h"
 #include "access/tupconvert.h"
 #include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/namespace.h"
 #include "catalog/partition.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
@@ -178,13 +179,15 @@ flush_batch(Batch *batch, Drain *drain)
 {
 	if (batch->n == 0)
 		return;
+
+	/* in this order: a subscriber, to whom both are one table, has the key once */
+	for (int i = 0; i < batch->n; i++)
+		simple_table_tuple_delete(batch->from, &batch->tids[i], batch->snapshot);
 	if (batch->to != NULL)
+	{
 		table_multi_insert(batch->to, batch->slots, batch->n, batch->cid,
 						   TABLE_INSERT_SKIP_FSM, batch->bulk);
-	for (int i = 0; i < batch->n; i++)
-	{
-		simple_table_tuple_delete(batch->from, &batch->tids[i], batch->snapshot);
-		if (batch->to != NULL)
+		for (int i = 0; i < batch->n; i++)
 			ExecClearTuple(batch->slots[i]);
 	}
 	drain->moved += batch->n;
@@ -342,6 +345,31 @@ close_scan(RangeScan *scan)
 	}
 }
 
+/* A table, $1, or one that it is a part of, in a publication. */
+static const TaStatement select_published = {
+	"SELECT 1 FROM pg_catalog.pg_partition_ancestors($1) a"
+	"  JOIN pg_catalog.pg_class c ON c.oid = a.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+	"  JOIN pg_catalog.pg_publication_tables t ON t.schemaname = n.nspname AND t.tablename = c.relname LIMIT 1",
+	1,
+	{OIDOID}};
+
+/*
+ * Rows that go by a statement are written before their table belongs to its
+ * parent, and so to no publication of that: subscribers would see the deletes.
+ */
+static void
+check_not_published(Relation default_rel)
+{
+	Datum values[1] = {ObjectIdGetDatum(RelationGetRelid(default_rel))};
+
+	if (XLogLogicalInfoActive() &&
+		ta_execute(get_namespace_oid("techally", false), &select_published, SPI_OK_SELECT, values, NULL) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("rows of published table \"%s\" cannot be moved into a partition that is itself partitioned", RelationGetRelationName(default_rel)),
+				 errhint("Make the partition by hand, or take the table out of the publication meanwhile.")));
+}
+
 /*
  * Puts the range's rows of DEFAULT into the new table and deletes them.
  *
@@ -371,11 +399,14 @@ move_rows(Oid partition, void *arg)
 	if (by_statement)
 	{
 		char	  *columns = plain_columns(batch.from);
-		SPIPlanPtr plan = SPI_prepare(psprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM ONLY %s WHERE %s",
-											   ta_qualified_name(partition), columns, columns,
-											   ta_qualified_name(parent->default_oid),
-											   ta_range_condition(parent, &drain->range)),
-									  0, NULL);
+		SPIPlanPtr plan;
+
+		check_not_published(batch.from);
+		plan = SPI_prepare(psprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM ONLY %s WHERE %s",
+									ta_qualified_name(partition), columns, columns,
+									ta_qualified_name(parent->default_oid),
+									ta_range_condition(parent, &drain->range)),
+						   0, NULL);
 
 		/* in the snapshot that the rows are deleted in, which need not be the transaction's */
 		if (plan == NULL ||

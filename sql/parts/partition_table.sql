@@ -83,6 +83,11 @@ SELECT format('publication "%s" has it with a filter or a list of columns', p.pu
   FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
  WHERE r.prrelid = target AND coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') IS NOT NULL
 UNION ALL
+SELECT format('publication "%s" publishes partitions under their own names, which its subscribers do not know: set publish_via_partition_root', p.pubname)
+  FROM pg_publication p
+ WHERE NOT p.pubviaroot AND EXISTS (SELECT FROM pg_publication_tables t JOIN pg_namespace n ON n.nspname = t.schemaname
+                                      JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename WHERE t.pubname = p.pubname AND c.oid = target)
+UNION ALL
 SELECT format('its column "%s" is under a state machine: detach it first, attach it afterwards', a.column_name)
   FROM techally.machine_attachments a WHERE a.target = partition_obstacles.target
 UNION ALL

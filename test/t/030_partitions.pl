@@ -108,6 +108,16 @@ is(sql("SELECT count(*) FROM turned"), 0, 'and nothing is restored');
 like(failure("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1; SELECT techally.retire_partition('ev', '2023-06-01'); SELECT techally.retire_partition('ev', '2023-06-01')"),
 	qr/^25000 /, 'no file is written in an old snapshot');
 
+# what is written while the archive waits for its lock is archived, too
+sql("ALTER TABLE turned ADD COLUMN b text", "SELECT techally.restore_archived('public.turned_2023_01#2')", "SELECT techally.forget_restored('public.turned_2023_01#2')",
+	"SELECT techally.retire_partition('turned', '2023-05-01')");
+my ($w_out, $w_err) = ('', '');
+my $writer = IPC::Run::start([ 'psql', '-X', '-d', 'one', '-c', "BEGIN; INSERT INTO turned_2023_01 (id, at) VALUES (2, '2023-01-06'); SELECT pg_sleep(1); COMMIT" ], '>', \$w_out, '2>', \$w_err);
+$node->poll_query_until('one', "SELECT count(*) > 0 FROM pg_locks WHERE relation = 'turned_2023_01'::regclass AND mode = 'RowExclusiveLock'") or die;
+sql("SET techally.maintenance_lock_timeout = '60s'", "SELECT techally.retire_partition('turned', '2023-05-01')");
+$writer->finish;
+is(sql("SELECT rows FROM techally.archives WHERE archive = 'public.turned_2023_01#3'"), 2, 'both rows are in the file');
+
 # a directory that cannot be written to
 $node->safe_psql('one', "SELECT techally.retire_partition('ev', '2023-06-01')");
 like(failure("SET techally.archive_directory = '$archives/none'; SELECT techally.retire_partition('ev', '2023-06-01')"),
@@ -158,6 +168,23 @@ sql("CALL techally.partition_table('plain', 'at', '1 month')");
 is(sql("SELECT count(*) FROM plain_default"), 0, 'it is done');
 is(sql("SELECT count(*) FROM (TABLE plain_was EXCEPT TABLE plain) d"), 0, 'every row is there');
 is(sql("SELECT count(*) FROM plain"), 100000, 'once');
+
+# A subscriber of the whole table is not told of the rows that only move.
+$node->append_conf('postgresql.conf', "wal_level = logical\nmax_wal_senders = 5\n");
+$node->restart;
+$node->safe_psql('postgres', 'CREATE DATABASE three');
+sql("CREATE TABLE told (id int, at timestamptz, v text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at)",
+	"SELECT techally.manage_partitions('told', '1 month', 0)",
+	"CREATE PUBLICATION whole FOR TABLE told WITH (publish_via_partition_root)",
+	"SELECT pg_create_logical_replication_slot('whole', 'pgoutput')");
+$node->safe_psql('three', "CREATE TABLE told (id int, at timestamptz, v text, PRIMARY KEY (id, at))");
+$node->safe_psql('three', "CREATE SUBSCRIPTION whole CONNECTION \$\$" . $node->connstr('one') . "\$\$ PUBLICATION whole WITH (create_slot = false, copy_data = false)");
+sql("INSERT INTO told SELECT g, '2024-01-10', repeat(md5(g::text), 200) FROM generate_series(1, 300) g");
+is(sql("SELECT techally.drain_default('told')"), 300, 'a published table is drained');
+sql("INSERT INTO told VALUES (0, '2024-01-11', 'afterwards')");
+$node->poll_query_until('three', "SELECT count(*) = 1 FROM told WHERE id = 0") or die;
+is($node->safe_psql('three', "SELECT count(*), count(DISTINCT v) FROM told"), '301|301', 'and its subscriber has every row');
+$node->safe_psql('three', "DROP SUBSCRIPTION whole");
 
 $node->stop;
 done_testing();
