@@ -152,9 +152,10 @@ typedef struct TaChunk
 typedef struct TaPostings
 {
 	int			total;
-	int32	   *docs;  /* NULL where there are bits */
-	uint64	   *bits;  /* up to a whole range */
-	uint32	   *ranks; /* beside bits */
+	int32	   *docs;	/* NULL where there are bits */
+	uint64	   *bits;	/* up to a whole range */
+	uint32	   *ranks;	/* postings before each range; NULL where they are few */
+	uint16	   *before; /* postings of the range before each word of bits */
 	uint8	   *impacts;
 	uint8	   *ranges; /* greatest impact in each range; NULL where documents are few */
 	const char *term;
@@ -230,6 +231,7 @@ extern void				 ta_cache_end(TaSearch *search);
 extern uint64			 ta_cache_part(Oid relid, int32 segment, int64 created_at, int64 refreshed_at);
 extern const TaChunk	*ta_chunk(TaSearch *search, int s, int32 number);
 extern int				 ta_first_posting(const TaPostings *postings, int32 doc);
+extern int				 ta_posting_of(const TaPostings *postings, int32 doc);
 extern int32			 ta_next_posting(const TaPostings *postings, int32 doc);
 extern const TaPostings *ta_postings(TaSearch *search, int s, const char *term, int length, uint32 hash);
 

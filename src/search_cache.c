@@ -310,12 +310,14 @@ static TaPostings *
 keep_postings(const ThingKey *key, const TaSegment *segment, const char *term, int length, const Reading *reading)
 {
 	int			total = reading->total;
-	bool		dense = total >= TA_RANGE && total >= segment->documents / 32;
-	int			nranges = segment->documents / TA_RANGE + 1;
+	bool		dense = total >= TA_RANGE && total >= segment->documents / 128;
+	Size		nranges = (Size) Max(segment->documents, 0) / TA_RANGE + 1;
 	Size		docs_at = MAXALIGN(sizeof(TaPostings));
 	Size		bits_at = docs_at + (dense ? 0 : MAXALIGN(sizeof(int32) * total));
 	Size		ranks_at = bits_at + (dense ? (Size) nranges * TA_RANGE / 8 : 0);
-	Size		ranges_at = ranks_at + (dense ? MAXALIGN(sizeof(uint32) * (nranges + 1)) : 0);
+	bool		ranked = total > 0 && (dense || (Size) total >= nranges / 4);
+	Size		before_at = ranks_at + (ranked ? MAXALIGN(sizeof(uint32) * (nranges + 1)) : 0);
+	Size		ranges_at = before_at + (dense ? sizeof(uint16) * TA_RANGE_WORDS * nranges : 0);
 	Size		impacts_at = ranges_at + (total >= TA_BLOCK_SIZE ? nranges : 0);
 	Size		term_at = impacts_at + total;
 	char	   *memory = remember(key, term_at + length);
@@ -324,7 +326,8 @@ keep_postings(const ThingKey *key, const TaSegment *segment, const char *term, i
 	postings->total = total;
 	postings->docs = dense ? NULL : (int32 *) (memory + docs_at);
 	postings->bits = dense ? (uint64 *) (memory + bits_at) : NULL;
-	postings->ranks = dense ? (uint32 *) (memory + ranks_at) : NULL;
+	postings->ranks = ranked ? (uint32 *) (memory + ranks_at) : NULL;
+	postings->before = dense ? (uint16 *) (memory + before_at) : NULL;
 	postings->ranges = total >= TA_BLOCK_SIZE ? (uint8 *) (memory + ranges_at) : NULL;
 	postings->impacts = (uint8 *) (memory + impacts_at);
 	postings->term = memory + term_at;
@@ -333,23 +336,35 @@ keep_postings(const ThingKey *key, const TaSegment *segment, const char *term, i
 		return postings;
 
 	memcpy(postings->impacts, reading->impacts, total);
+	if (ranked)
+	{
+		Size range = 0;
+
+		for (int i = 0; i < total; i++)
+		{
+			while (range * TA_RANGE <= (Size) reading->docs[i])
+				postings->ranks[range++] = i;
+		}
+		while (range <= nranges)
+			postings->ranks[range++] = total;
+	}
 	if (!dense)
 		memcpy(postings->docs, reading->docs, sizeof(int32) * total);
 	else
 	{
-		int range = 0;
-
-		memset(postings->bits, 0, (Size) nranges * TA_RANGE / 8);
+		memset(postings->bits, 0, nranges * TA_RANGE / 8);
 		for (int i = 0; i < total; i++)
+			postings->bits[reading->docs[i] >> 6] |= UINT64CONST(1) << (reading->docs[i] & 63);
+		for (Size r = 0, i = 0; r < nranges; r++)
 		{
-			int32 doc = reading->docs[i];
+			int before = 0;
 
-			while (range * TA_RANGE <= doc)
-				postings->ranks[range++] = i;
-			postings->bits[doc >> 6] |= UINT64CONST(1) << (doc & 63);
+			for (int w = 0; w < TA_RANGE_WORDS; w++, i++)
+			{
+				postings->before[i] = before;
+				before += pg_popcount64(postings->bits[i]);
+			}
 		}
-		while (range <= nranges)
-			postings->ranks[range++] = total;
 	}
 	if (postings->ranges != NULL)
 	{
@@ -413,6 +428,11 @@ ta_first_posting(const TaPostings *postings, int32 doc)
 	int low = 0;
 	int high = postings->total;
 
+	if (postings->ranks != NULL)
+	{
+		low = postings->ranks[doc / TA_RANGE];
+		high = postings->ranks[doc / TA_RANGE + 1];
+	}
 	while (low < high)
 	{
 		int middle = (low + high) / 2;
@@ -426,6 +446,28 @@ ta_first_posting(const TaPostings *postings, int32 doc)
 }
 
 /*
+ * ta_posting_of
+ *		The number of a document's posting, -1: it does not have the term.
+ */
+int
+ta_posting_of(const TaPostings *postings, int32 doc)
+{
+	int i;
+
+	if (postings->bits != NULL)
+	{
+		uint64 word = postings->bits[doc >> 6];
+		uint64 bit = UINT64CONST(1) << (doc & 63);
+
+		if ((word & bit) == 0)
+			return -1;
+		return postings->ranks[doc / TA_RANGE] + postings->before[doc >> 6] + pg_popcount64(word & (bit - 1));
+	}
+	i = ta_first_posting(postings, doc);
+	return i < postings->total && postings->docs[i] == doc ? i : -1;
+}
+
+/*
  * ta_next_posting
  *		The first document that has a term and is not before doc, -1: none.
  */
@@ -436,7 +478,7 @@ ta_next_posting(const TaPostings *postings, int32 doc)
 
 	if (postings->bits == NULL)
 	{
-		i = ta_first_posting(postings, doc);
+		i = postings->total > 0 && doc <= postings->docs[postings->total - 1] ? ta_first_posting(postings, doc) : postings->total;
 		return i < postings->total ? postings->docs[i] : -1;
 	}
 	for (;; doc = (doc | 63) + 1)

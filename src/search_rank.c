@@ -45,11 +45,22 @@ typedef struct Cursor
 {
 	TaList			  *list;
 	const TaPostings **postings; /* of each segment */
-	bool			   any;		 /* some document of the range has it */
+	int32			   loaded;	 /* range that the rest is about */
+	const uint64	  *bits;	 /* documents of the range that have it; NULL: none */
 	int				   base;	 /* its postings before the range */
-	uint64			   bits[TA_RANGE_WORDS];
-	int				   before[TA_RANGE_WORDS]; /* its postings before each word of bits */
+	const uint16	  *before;	 /* from there to each word of bits */
+	uint64			   own_bits[TA_RANGE_WORDS];
+	uint16			   own_before[TA_RANGE_WORDS];
 } Cursor;
+
+/* A bit of the mask, and the lists that stand for it. */
+typedef struct Part
+{
+	uint32 bit;
+	int64  df;
+	int	   ncursors;
+	int	   cursors[TA_MAX_LISTS];
+} Part;
 
 /* What lost against the worst of the best by its key alone; so do those after it. */
 typedef struct LostTie
@@ -79,6 +90,13 @@ typedef struct Ranking
 	LostTie		*ties; /* of each segment */
 	int			 ncursors;
 	Cursor		*cursors;
+	int			 nparts; /* words that are known, filters; the rarest first */
+	Part		*parts;
+	Part		 excluded;
+	int			 most;	  /* words that a product may have */
+	int			 nplanes; /* bits of their number */
+	int			*order;	  /* of cursors, the weightiest first */
+	int32		*rest;	  /* the most that those from there on can give */
 } Ranking;
 
 /*
@@ -416,50 +434,67 @@ consider_recent(Ranking *ranking, int r, int coverage, int32 score)
  */
 
 /* Reads which documents of a range have a list's term. */
-static void
+static const uint64 *
 load_cursor(Cursor *cursor, int s, int32 start)
 {
-	const TaPostings *postings = cursor->postings[s];
+	const TaPostings *postings;
+	int				  last = -1;
 
-	cursor->any = postings->total > 0 && (postings->ranges == NULL || postings->ranges[start / TA_RANGE] != 0);
-	if (!cursor->any)
-		return;
+	if (cursor->loaded == start)
+		return cursor->bits;
+	cursor->loaded = start;
+	cursor->bits = NULL;
+	postings = cursor->postings[s];
+	if (postings->total == 0 || (postings->ranges != NULL && postings->ranges[start / TA_RANGE] == 0))
+		return NULL;
 	if (postings->bits != NULL)
 	{
 		cursor->base = postings->ranks[start / TA_RANGE];
-		memcpy(cursor->bits, postings->bits + start / 64, sizeof(cursor->bits));
-		return;
+		cursor->before = postings->before + start / 64;
+		return cursor->bits = postings->bits + start / 64;
 	}
 	cursor->base = ta_first_posting(postings, start);
-	cursor->any = false;
 	for (int i = cursor->base; i < postings->total && postings->docs[i] < start + TA_RANGE; i++)
 	{
 		int at = postings->docs[i] - start;
 
-		if (!cursor->any)
-			memset(cursor->bits, 0, sizeof(cursor->bits));
-		cursor->any = true;
-		cursor->bits[at >> 6] |= UINT64CONST(1) << (at & 63);
+		if (last < 0)
+			memset(cursor->own_bits, 0, sizeof(cursor->own_bits));
+		if (at >> 6 != last)
+			cursor->own_before[last = at >> 6] = i - cursor->base;
+		cursor->own_bits[at >> 6] |= UINT64CONST(1) << (at & 63);
 	}
+	cursor->before = cursor->own_before;
+	return cursor->bits = last < 0 ? NULL : cursor->own_bits;
 }
 
-/* Which documents of a range have one of the lists that stand for a bit. */
-static void
-bits_of(const Ranking *ranking, uint32 bit, uint64 *bits)
+static const uint64 no_bits[TA_RANGE_WORDS] = {0};
+
+/* Which documents of a range have one of the lists of a part; room is for the result. */
+static const uint64 *
+bits_of(Ranking *ranking, const Part *part, int s, int32 start, uint64 *room)
 {
-	memset(bits, 0, sizeof(uint64) * TA_RANGE_WORDS);
-	for (int c = 0; c < ranking->ncursors; c++)
-	{
-		const Cursor *cursor = &ranking->cursors[c];
+	const uint64 *result = NULL;
 
-		if (!cursor->any || (cursor->list->mask & bit) == 0)
+	for (int i = 0; i < part->ncursors; i++)
+	{
+		const uint64 *bits = load_cursor(&ranking->cursors[part->cursors[i]], s, start);
+
+		if (bits == NULL)
 			continue;
+		if (result == NULL)
+		{
+			result = bits;
+			continue;
+		}
 		for (int w = 0; w < TA_RANGE_WORDS; w++)
-			bits[w] |= cursor->bits[w];
+			room[w] = result[w] | bits[w];
+		result = room;
 	}
+	return result != NULL ? result : no_bits;
 }
 
-static bool
+static inline bool
 any_bit(const uint64 *bits)
 {
 	uint64 all = 0;
@@ -473,37 +508,40 @@ any_bit(const uint64 *bits)
 static bool
 match_range(Ranking *ranking, int s, int32 start, uint64 *matching)
 {
-	bool excludes = false;
+	uint64		  room[TA_RANGE_WORDS];
+	const uint64 *bits;
 
 	memset(matching, 0xFF, sizeof(uint64) * TA_RANGE_WORDS);
-	for (int c = 0; c < ranking->ncursors; c++)
+	for (int p = 0; p < ranking->nparts; p++)
 	{
-		load_cursor(&ranking->cursors[c], s, start);
-		excludes |= (ranking->cursors[c].list->mask & TA_EXCLUDED_BIT) != 0;
-	}
-	for (uint32 left = ranking->required; left != 0; left &= left - 1)
-	{
-		uint64 bits[TA_RANGE_WORDS];
+		uint64 all = 0;
 
-		bits_of(ranking, left & -left, bits);
+		if ((ranking->parts[p].bit & ranking->required) == 0)
+			continue;
+		bits = bits_of(ranking, &ranking->parts[p], s, start, room);
 		for (int w = 0; w < TA_RANGE_WORDS; w++)
-			matching[w] &= bits[w];
-		if (!any_bit(matching))
+			all |= matching[w] &= bits[w];
+		if (all == 0)
 			return false;
 	}
 	if ((ranking->required & WORDS) == 0 && ranking->coverage > 0)
 	{
-		uint64 bits[TA_RANGE_WORDS];
+		uint64 any[TA_RANGE_WORDS] = {0};
 
-		bits_of(ranking, WORDS, bits);
+		for (int p = 0; p < ranking->nparts; p++)
+		{
+			if ((ranking->parts[p].bit & WORDS) == 0)
+				continue;
+			bits = bits_of(ranking, &ranking->parts[p], s, start, room);
+			for (int w = 0; w < TA_RANGE_WORDS; w++)
+				any[w] |= bits[w];
+		}
 		for (int w = 0; w < TA_RANGE_WORDS; w++)
-			matching[w] &= bits[w];
+			matching[w] &= any[w];
 	}
-	if (excludes)
+	if (ranking->excluded.ncursors > 0)
 	{
-		uint64 bits[TA_RANGE_WORDS];
-
-		bits_of(ranking, TA_EXCLUDED_BIT, bits);
+		bits = bits_of(ranking, &ranking->excluded, s, start, room);
 		for (int w = 0; w < TA_RANGE_WORDS; w++)
 			matching[w] &= ~bits[w];
 	}
@@ -512,23 +550,34 @@ match_range(Ranking *ranking, int s, int32 start, uint64 *matching)
 
 /* Counts the words of each document of a range; bits of the counts, the lowest first. */
 static void
-count_words(Ranking *ranking, uint64 planes[][TA_RANGE_WORDS])
+count_words(Ranking *ranking, int s, int32 start, uint64 planes[][TA_RANGE_WORDS])
 {
-	memset(planes, 0, sizeof(uint64) * TA_RANGE_WORDS * COUNT_PLANES);
-	for (uint32 left = ranking->query->known; left != 0; left &= left - 1)
+	memset(planes, 0, sizeof(uint64) * TA_RANGE_WORDS * ranking->nplanes);
+	for (int p = 0; p < ranking->nparts; p++)
 	{
-		uint64 carry[TA_RANGE_WORDS];
+		uint64		  room[TA_RANGE_WORDS];
+		uint64		  carry[TA_RANGE_WORDS];
+		const uint64 *bits;
 
-		bits_of(ranking, left & -left, carry);
-		for (int p = 0; p < COUNT_PLANES; p++)
+		if ((ranking->parts[p].bit & WORDS) == 0)
+			continue;
+		bits = bits_of(ranking, &ranking->parts[p], s, start, room);
+		if (bits == no_bits)
+			continue;
+		memcpy(carry, bits, sizeof(carry));
+		for (int i = 0; i < ranking->nplanes; i++)
 		{
+			uint64 all = 0;
+
 			for (int w = 0; w < TA_RANGE_WORDS; w++)
 			{
-				uint64 sum = planes[p][w] ^ carry[w];
+				uint64 sum = planes[i][w] ^ carry[w];
 
-				carry[w] &= planes[p][w];
-				planes[p][w] = sum;
+				all |= carry[w] &= planes[i][w];
+				planes[i][w] = sum;
 			}
+			if (all == 0)
+				break;
 		}
 	}
 }
@@ -538,28 +587,27 @@ count_words(Ranking *ranking, uint64 planes[][TA_RANGE_WORDS])
  * that is not above most; returns that number, 0: there are none.
  */
 static int
-most_words(uint64 planes[][TA_RANGE_WORDS], int most, uint64 *matching)
+most_words(Ranking *ranking, uint64 planes[][TA_RANGE_WORDS], int most, uint64 *matching)
 {
-	uint64 best[TA_RANGE_WORDS] = {0};
-	int	   result = 0;
+	uint64 best[TA_RANGE_WORDS];
 
-	/* the number of those below is found bit by bit, from where it leaves most */
 	for (int words = most; words > 0; words--)
 	{
-		for (int w = 0; w < TA_RANGE_WORDS; w++)
+		memcpy(best, matching, sizeof(best));
+		for (int i = 0; i < ranking->nplanes; i++)
 		{
-			best[w] = matching[w];
-			for (int p = 0; p < COUNT_PLANES; p++)
-				best[w] &= (words >> p) & 1 ? planes[p][w] : ~planes[p][w];
+			uint64 flip = (words >> i) & 1 ? 0 : ~UINT64CONST(0);
+
+			for (int w = 0; w < TA_RANGE_WORDS; w++)
+				best[w] &= planes[i][w] ^ flip;
 		}
 		if (any_bit(best))
 		{
-			result = words;
-			break;
+			memcpy(matching, best, sizeof(best));
+			return words;
 		}
 	}
-	memcpy(matching, best, sizeof(best));
-	return result;
+	return 0;
 }
 
 /* Scores documents of a range and considers those that may be among the best. */
@@ -568,14 +616,8 @@ score_range(Ranking *ranking, int s, int32 start, const uint64 *matching, int co
 {
 	for (int c = 0; c < ranking->ncursors; c++)
 	{
-		Cursor *cursor = &ranking->cursors[c];
-		int		sum = cursor->base;
-
-		for (int w = 0; cursor->any && w < TA_RANGE_WORDS; w++)
-		{
-			cursor->before[w] = sum;
-			sum += pg_popcount64(cursor->bits[w]);
-		}
+		if (ranking->cursors[c].list->weight != 0)
+			(void) load_cursor(&ranking->cursors[c], s, start);
 	}
 	for (int w = 0; w < TA_RANGE_WORDS; w++)
 	{
@@ -589,14 +631,228 @@ score_range(Ranking *ranking, int s, int32 start, const uint64 *matching, int co
 			{
 				const Cursor *cursor = &ranking->cursors[c];
 
-				if (cursor->any && (cursor->bits[w] & bit) != 0 && cursor->list->weight != 0)
+				if (cursor->bits != NULL && (cursor->bits[w] & bit) != 0 && cursor->list->weight != 0)
 					score += cursor->list->weight *
-							 cursor->postings[s]->impacts[cursor->before[w] + pg_popcount64(cursor->bits[w] & (bit - 1))];
+							 cursor->postings[s]->impacts[cursor->base + cursor->before[w] + pg_popcount64(cursor->bits[w] & (bit - 1))];
 			}
 			if (may_enter(ranking, coverage, score, s, doc))
 				consider_document(ranking, s, doc, coverage, score);
 		}
 	}
+}
+
+/*
+ * Few documents
+ */
+
+/* Whether a document has one of a part's lists. */
+static bool
+has_part(const Ranking *ranking, const Part *part, int s, int32 doc)
+{
+	for (int i = 0; i < part->ncursors; i++)
+	{
+		if (ta_posting_of(ranking->cursors[part->cursors[i]].postings[s], doc) >= 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Scores a document, the list that counts most first, and considers it; gives
+ * up where the rest cannot make it one of the best.
+ */
+static void
+score_document(Ranking *ranking, int s, int32 doc, int coverage)
+{
+	int32 score = 0;
+
+	for (int i = 0; i < ranking->ncursors; i++)
+	{
+		const Cursor *cursor = &ranking->cursors[ranking->order[i]];
+		int			  at;
+
+		if (cursor->list->weight == 0)
+			break;
+		if (!may_enter(ranking, coverage, score + ranking->rest[i], s, doc))
+			return;
+		at = ta_posting_of(cursor->postings[s], doc);
+		if (at >= 0)
+			score += cursor->list->weight * cursor->postings[s]->impacts[at];
+	}
+	if (may_enter(ranking, coverage, score, s, doc))
+		consider_document(ranking, s, doc, coverage, score);
+}
+
+/*
+ * Those with exactly so many words, by the documents of the rarest: whoever has
+ * that many has one of these.  False: they are too many to go through.
+ */
+static bool
+rank_few(Ranking *ranking, int coverage)
+{
+	TaSearch *search = ranking->search;
+	int		  words = pg_popcount32(ranking->query->known);
+	int		  needed = words - coverage + 1;
+	int64	  cost = 0;
+	int		  ndrivers = 0;
+	int		  drivers[TA_MAX_LISTS];
+	Part	 *filter = NULL;
+
+	for (int p = 0; p < ranking->nparts; p++)
+	{
+		Part *part = &ranking->parts[p];
+
+		if ((part->bit & WORDS) == 0)
+		{
+			if (filter == NULL)
+				filter = part;
+			continue;
+		}
+		if (needed-- <= 0)
+			continue;
+		cost += part->df;
+		for (int i = 0; i < part->ncursors && ndrivers < TA_MAX_LISTS; i++)
+			drivers[ndrivers++] = part->cursors[i];
+	}
+	if (filter != NULL && filter->df < cost)
+	{
+		cost = filter->df;
+		ndrivers = filter->ncursors;
+		memcpy(drivers, filter->cursors, sizeof(int) * ndrivers);
+	}
+	if (cost > search->ndocuments / 256 + 1000)
+		return false;
+
+	for (int s = 0; s < search->nsegments; s++)
+	{
+		for (int d = 0; d < ndrivers; d++)
+		{
+			const TaPostings *postings = ranking->cursors[drivers[d]].postings[s];
+
+			for (int32 doc = ta_next_posting(postings, 0); doc >= 0; doc = ta_next_posting(postings, doc + 1))
+			{
+				int	 found = 0;
+				int	 left = words;
+				bool fits = true;
+
+				CHECK_FOR_INTERRUPTS();
+				for (int p = 0; p < ranking->nparts && fits; p++)
+				{
+					Part *part = &ranking->parts[p];
+					bool  has = has_part(ranking, part, s, doc);
+
+					if ((part->bit & WORDS) == 0)
+						fits = has;
+					else
+					{
+						found += has;
+						left--;
+						fits = found <= coverage && found + left >= coverage;
+					}
+				}
+				if (!fits)
+					continue;
+				for (int before = 0; before < d && fits; before++)
+					fits = ta_posting_of(ranking->cursors[drivers[before]].postings[s], doc) < 0;
+				if (fits && !has_part(ranking, &ranking->excluded, s, doc))
+					score_document(ranking, s, doc, coverage);
+			}
+		}
+	}
+	return true;
+}
+
+#define FEW_MATCHES 8192
+
+/*
+ * Those that have all words, where these are all frequent, by the conjunction of
+ * their bits.  False: there are too many.
+ */
+static bool
+rank_conjunction(Ranking *ranking)
+{
+	TaSearch *search = ranking->search;
+	int32	 *docs;
+	int		 *counts;
+	int		  count = 0;
+
+	if (ranking->nparts < 2)
+		return false;
+	for (int p = 0; p < ranking->nparts; p++)
+	{
+		for (int i = 0; i < ranking->parts[p].ncursors; i++)
+		{
+			for (int s = 0; s < search->nsegments; s++)
+			{
+				const TaPostings *postings = ranking->cursors[ranking->parts[p].cursors[i]].postings[s];
+
+				if (postings->bits == NULL && postings->total > 0)
+					return false;
+			}
+		}
+	}
+	docs = palloc(sizeof(int32) * (FEW_MATCHES + 64));
+	counts = palloc(sizeof(int) * Max(search->nsegments, 1));
+	for (int s = 0; s < search->nsegments; s++)
+	{
+		int			  nwords = search->segments[s].documents / 64 + 1;
+		const uint64 *single[TA_MAX_LISTS];
+		bool		  empty = false;
+
+		counts[s] = count;
+		for (int p = 0; p < ranking->nparts; p++)
+		{
+			Part *part = &ranking->parts[p];
+
+			single[p] = part->ncursors == 1 ? ranking->cursors[part->cursors[0]].postings[s]->bits : NULL;
+			empty |= part->ncursors == 1 && single[p] == NULL;
+		}
+		for (int w = 0; w < nwords && !empty; w++)
+		{
+			uint64 matching = ~UINT64CONST(0);
+
+			for (int p = 0; p < ranking->nparts && matching != 0; p++)
+			{
+				Part  *part = &ranking->parts[p];
+				uint64 any = 0;
+
+				if (single[p] != NULL)
+				{
+					matching &= single[p][w];
+					continue;
+				}
+				for (int i = 0; i < part->ncursors; i++)
+				{
+					const uint64 *bits = ranking->cursors[part->cursors[i]].postings[s]->bits;
+
+					any |= bits == NULL ? 0 : bits[w];
+				}
+				matching &= any;
+			}
+			for (; matching != 0; matching &= matching - 1)
+				docs[count++] = w * 64 + pg_rightmost_one_pos64(matching);
+			if (count > FEW_MATCHES)
+			{
+				pfree(docs);
+				pfree(counts);
+				return false;
+			}
+		}
+		CHECK_FOR_INTERRUPTS();
+	}
+	for (int s = 0; s < search->nsegments; s++)
+	{
+		int end = s + 1 < search->nsegments ? counts[s + 1] : count;
+
+		for (int i = counts[s]; i < end; i++)
+		{
+			if (!has_part(ranking, &ranking->excluded, s, docs[i]))
+				score_document(ranking, s, docs[i], ranking->coverage);
+		}
+	}
+	pfree(docs);
+	pfree(counts);
+	return true;
 }
 
 /* Adds what a list can be worth to the bounds of a segment's ranges. */
@@ -669,6 +925,8 @@ rank_range(Ranking *ranking, int s, int32 start, int most)
 	uint64 planes[COUNT_PLANES][TA_RANGE_WORDS];
 	int	   found;
 
+	for (int c = 0; c < ranking->ncursors; c++)
+		ranking->cursors[c].loaded = -1; /* it may be another segment's */
 	if (!match_range(ranking, s, start, matching))
 		return 0;
 	if (ranking->full)
@@ -676,8 +934,8 @@ rank_range(Ranking *ranking, int s, int32 start, int most)
 		score_range(ranking, s, start, matching, ranking->coverage);
 		return 0;
 	}
-	count_words(ranking, planes);
-	found = most_words(planes, most, matching);
+	count_words(ranking, s, start, planes);
+	found = most_words(ranking, planes, most, matching);
 	if (found < most)
 		return found;
 	score_range(ranking, s, start, matching, found);
@@ -718,7 +976,7 @@ rank_ranges(Ranking *ranking)
 	}
 	for (int r = 0; r < nranges; r++)
 	{
-		int coverage = pg_popcount32(masks[r] & WORDS);
+		int coverage = Min(pg_popcount32(masks[r] & WORDS), ranking->most);
 
 		if ((masks[r] & ranking->required) == ranking->required && masks[r] != 0 && coverage >= ranking->coverage)
 			heap[count++] = RANGE_KEY(coverage, bounds[r], r);
@@ -754,10 +1012,31 @@ rank_ranges(Ranking *ranking)
 	pfree(heap);
 }
 
+/* The best of all segments by relevance. */
+static void
+rank_best(Ranking *ranking)
+{
+	/* a level after the other, as long as those that can have so many words are few */
+	for (; ranking->most > 0 && ranking->most >= ranking->coverage; ranking->most--)
+	{
+		if (ranking->nhits == ranking->limit && ranking->hits[0].coverage > ranking->most)
+			return;
+		if (!rank_few(ranking, ranking->most))
+			break;
+	}
+	if (ranking->query->known != 0 && (ranking->most == 0 || ranking->most < ranking->coverage))
+		return;
+	if (ranking->full && rank_conjunction(ranking))
+		return;
+	rank_ranges(ranking);
+}
+
 /* All that match in a segment, in the order of their keys, without a score. */
 static void
 rank_segment(Ranking *ranking, int s)
 {
+	for (int c = 0; c < ranking->ncursors; c++)
+		ranking->cursors[c].loaded = -1;
 	for (int32 start = 0; start < ranking->search->segments[s].documents; start += TA_RANGE)
 	{
 		uint64 matching[TA_RANGE_WORDS];
@@ -802,7 +1081,7 @@ rank_recents(Ranking *ranking)
 			score += list->weight * impact;
 		}
 		if ((mask & ranking->required) != ranking->required || (mask & TA_EXCLUDED_BIT) != 0 ||
-			(int) pg_popcount32(mask & WORDS) < ranking->coverage)
+			(int) pg_popcount32(mask & WORDS) < ranking->coverage || (int) pg_popcount32(mask & WORDS) > ranking->most)
 			continue;
 		consider_recent(ranking, r, pg_popcount32(mask & WORDS), score);
 		if (ranking->enough)
@@ -890,7 +1169,6 @@ rank(Ranking *ranking)
 {
 	TaQuery *query = ranking->query;
 
-	ranking->nhits = 0;
 	for (int s = 0; s < ranking->search->nsegments; s++)
 		ranking->ties[s].coverage = -1;
 	if (query->nwords == 0 && query->filters == 0)
@@ -904,11 +1182,37 @@ rank(Ranking *ranking)
 	rank_recents(ranking);
 	if (ranking->visitor == NULL && query->sort == TA_SORT_RELEVANCE)
 	{
-		rank_ranges(ranking);
+		rank_best(ranking);
 		return;
 	}
 	for (int s = 0; s < ranking->search->nsegments && !ranking->enough; s++)
 		rank_segment(ranking, s);
+}
+
+static int
+compare_parts(const void *a, const void *b)
+{
+	const Part *x = (const Part *) a;
+	const Part *y = (const Part *) b;
+
+	if (x->df != y->df)
+		return x->df < y->df ? -1 : 1;
+	return x->bit < y->bit ? -1 : (x->bit > y->bit ? 1 : 0);
+}
+
+static void
+make_part(Ranking *ranking, Part *part, uint32 bit)
+{
+	part->bit = bit;
+	part->df = 0;
+	part->ncursors = 0;
+	for (int c = 0; c < ranking->ncursors; c++)
+	{
+		if ((ranking->cursors[c].list->mask & bit) == 0)
+			continue;
+		part->cursors[part->ncursors++] = c;
+		part->df += ranking->cursors[c].list->df;
+	}
 }
 
 static void
@@ -929,6 +1233,26 @@ ranking_open(Ranking *ranking, TaSearch *search, TaQuery *query)
 		for (int s = 0; s < search->nsegments; s++)
 			cursor->postings[s] = ta_postings(search, s, cursor->list->term, cursor->list->length, cursor->list->hash);
 	}
+	ranking->parts = palloc(sizeof(Part) * Max(pg_popcount32(query->known | query->filters), 1));
+	for (uint32 left = query->known | query->filters; left != 0; left &= left - 1)
+		make_part(ranking, &ranking->parts[ranking->nparts++], left & -left);
+	qsort(ranking->parts, ranking->nparts, sizeof(Part), compare_parts);
+	make_part(ranking, &ranking->excluded, TA_EXCLUDED_BIT);
+	ranking->order = palloc(sizeof(int) * Max(query->nlists, 1));
+	ranking->rest = palloc(sizeof(int32) * Max(query->nlists, 1));
+	for (int c = 0; c < query->nlists; c++)
+	{
+		int at = c;
+
+		for (; at > 0 && query->lists[ranking->order[at - 1]].weight < query->lists[c].weight; at--)
+			ranking->order[at] = ranking->order[at - 1];
+		ranking->order[at] = c;
+	}
+	for (int c = query->nlists - 1; c >= 0; c--)
+		ranking->rest[c] = query->lists[ranking->order[c]].weight * TA_IMPACT_MAX + (c + 1 < query->nlists ? ranking->rest[c + 1] : 0);
+	ranking->most = pg_popcount32(query->known);
+	while (ranking->most >> ranking->nplanes != 0)
+		ranking->nplanes++;
 }
 
 /* What a product must have at a stage. */
@@ -952,6 +1276,7 @@ ta_top(TaSearch *search, TaQuery *query, int limit, const TaHit *after, int *cou
 {
 	Ranking ranking;
 	int		wanted = Max(limit, TA_FEW_FULL);
+	bool	ranked = false;
 
 	*count = 0;
 	if (query->empty_filter || (query->nwords > 0 && query->known == 0))
@@ -967,12 +1292,17 @@ ta_top(TaSearch *search, TaQuery *query, int limit, const TaHit *after, int *cou
 	{
 		require(&ranking, TA_STAGE_FULL);
 		rank(&ranking);
+		ranked = true;
 	}
 	if (query->stage == TA_STAGE_AUTO)
 		query->stage = ranking.nhits < TA_FEW_FULL && pg_popcount32(query->known) > 1 ? TA_STAGE_ANY : TA_STAGE_FULL;
 	if (query->stage == TA_STAGE_ANY)
 	{
 		require(&ranking, TA_STAGE_ANY);
+		if (query->sort == TA_SORT_RELEVANCE && ranked)
+			ranking.most = pg_popcount32(query->known) - 1; /* those with all words are known by now */
+		else
+			ranking.nhits = 0;
 		rank(&ranking);
 	}
 
