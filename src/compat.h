@@ -123,6 +123,17 @@ ta_deconstruct_foreign_key(HeapTuple tuple, int *nkeys, AttrNumber *child_column
 #endif
 }
 
+/* 15 knows MERGE */
+static inline bool
+ta_is_merge(CmdType operation)
+{
+#if PG_VERSION_NUM >= 150000
+	return operation == CMD_MERGE;
+#else
+	return false;
+#endif
+}
+
 #include "utils/rel.h"
 
 /* 15 knows unique indexes for which NULLs are equal */

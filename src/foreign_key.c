@@ -5,12 +5,11 @@
  *
  * Those that refer to a table are found by the triggers that they have put on
  * it, so that nobody scans pg_constraint (but for a partitioned table of 14).  A
- * foreign key of, or to, a
- * partitioned table has entries for the partitions, too; what is returned
- * describes the one that was declared, but for the columns of a partition that
- * refers.
+ * foreign key of, or to, a partitioned table has entries for the partitions, too;
+ * what is returned describes the one that was declared, but for the columns of a
+ * partition that refers.
  *
- * Nothing is locked here.  The caller holds a lock on the table that he asks
+ * Nothing is locked here but partitions.  The caller holds a lock on the table that he asks
  * about, which keeps its foreign keys as they are.
  *
  *-------------------------------------------------------------------------
@@ -21,7 +20,10 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "catalog/partition.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_constraint.h"
+#include "catalog/pg_inherits.h"
+#include "nodes/parsenodes.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/relcache.h"
@@ -155,6 +157,36 @@ ta_foreign_keys_to(Relation parent)
 
 		if (is_delete_action(trigger->tgfoid) && OidIsValid(trigger->tgconstraint))
 			add_once(&keys, declared(trigger->tgconstraint));
+	}
+	return keys;
+}
+
+/*
+ * ta_foreign_keys_to_tree
+ *		The same with those that refer to a single partition of the table; key->parent
+ *		says which.
+ *
+ * Locks the partitions ACCESS SHARE, as a query of the table does.
+ */
+List *
+ta_foreign_keys_to_tree(Relation parent)
+{
+	List	 *keys = ta_foreign_keys_to(parent);
+	ListCell *partition;
+
+	if (parent->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		return keys;
+	foreach(partition, find_all_inheritors(RelationGetRelid(parent), AccessShareLock, NULL))
+	{
+		Relation  rel;
+		ListCell *cell;
+
+		if (lfirst_oid(partition) == RelationGetRelid(parent))
+			continue;
+		rel = table_open(lfirst_oid(partition), NoLock);
+		foreach(cell, ta_foreign_keys_to(rel))
+			add_once(&keys, lfirst(cell));
+		table_close(rel, NoLock);
 	}
 	return keys;
 }

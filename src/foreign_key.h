@@ -29,6 +29,7 @@ typedef struct TaForeignKey
 } TaForeignKey;
 
 extern List *ta_foreign_keys_to(Relation parent);
+extern List *ta_foreign_keys_to_tree(Relation parent);
 extern List *ta_foreign_keys_of(Relation child);
 extern char *ta_foreign_key_name(const TaForeignKey *key);
 

@@ -33,6 +33,8 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "nodes/plannodes.h"
+#include "parser/parsetree.h"
 #include "replication/logicalworker.h"
 #include "storage/buffile.h"
 #include "utils/acl.h"
@@ -68,6 +70,7 @@ typedef struct RowSet
 	Oid				 relid;
 	RowFate			 fate;
 	ItemPointerData *rows;
+	pg_uuid_t		*ids; /* of those restored by hand: the deletion that each was of, nil for none */
 	int				 nrows;
 	int				 size;
 	BufFile			*file;
@@ -117,7 +120,9 @@ static bool hard_delete = false;
 
 static Statement *statements = NULL;
 static MovingRow *moving_rows = NULL;
-static Oid		  lost_rows = InvalidOid;
+/* rows were noted, and the statement that noted them never ended */
+static Oid				lost_rows = InvalidOid;
+static SubTransactionId lost_in = InvalidSubTransactionId;
 
 static ExecutorFinish_hook_type next_executor_finish = NULL;
 
@@ -142,8 +147,11 @@ statement_gone(void *arg)
 	}
 	for (RowSet *set = statement->sets; set != NULL; set = set->next)
 	{
-		if ((set->nrows > 0 || set->nblocks > 0) && IsTransactionState())
+		if ((set->nrows > 0 || set->nblocks > 0) && IsTransactionState() && !OidIsValid(lost_rows))
+		{
 			lost_rows = set->relid;
+			lost_in = GetCurrentSubTransactionId();
+		}
 	}
 }
 
@@ -183,7 +191,7 @@ set_of(MemoryContext context, Oid relid, RowFate fate)
 }
 
 static void
-note_row(RowSet *set, MemoryContext context, ItemPointer row)
+note_row(RowSet *set, MemoryContext context, ItemPointer row, const pg_uuid_t *id)
 {
 	if (set->nrows == set->size)
 	{
@@ -194,19 +202,32 @@ note_row(RowSet *set, MemoryContext context, ItemPointer row)
 			if (set->file == NULL)
 				set->file = BufFileCreateTemp(false);
 			BufFileWrite(set->file, set->rows, sizeof(ItemPointerData) * set->nrows);
+			if (set->ids != NULL)
+				BufFileWrite(set->file, set->ids, sizeof(pg_uuid_t) * set->nrows);
 			MemoryContextSwitchTo(old_context);
 			set->nblocks++;
 			set->nrows = 0;
 		}
 		else
 		{
-			set->size = set->size == 0 ? 16 : set->size * 4;
+			int size = set->size == 0 ? 16 : set->size * 4;
+
 			if (set->rows == NULL)
-				set->rows = MemoryContextAlloc(context, sizeof(ItemPointerData) * set->size);
+				set->rows = MemoryContextAlloc(context, sizeof(ItemPointerData) * size);
 			else
-				set->rows = repalloc(set->rows, sizeof(ItemPointerData) * set->size);
+				set->rows = repalloc(set->rows, sizeof(ItemPointerData) * size);
+			if (set->fate == ROWS_RESTORED_BY_HAND)
+			{
+				if (set->ids == NULL)
+					set->ids = MemoryContextAlloc(context, sizeof(pg_uuid_t) * size);
+				else
+					set->ids = repalloc(set->ids, sizeof(pg_uuid_t) * size);
+			}
+			set->size = size;
 		}
 	}
+	if (set->ids != NULL)
+		set->ids[set->nrows] = *id;
 	set->rows[set->nrows++] = *row;
 }
 
@@ -216,29 +237,35 @@ note_row(RowSet *set, MemoryContext context, ItemPointer row)
  */
 
 static void
-process_rows(RowSet *set, ItemPointerData *rows, int nrows, Datum id)
+process_rows(RowSet *set, ItemPointerData *rows, int nrows, Datum id, CommandId since)
 {
 	Relation rel = table_open(set->relid, RowExclusiveLock);
 
 	switch (set->fate)
 	{
 		case ROWS_DELETED:
-			(void) ta_sd_delete_rows(rel, rows, nrows, id);
+			(void) ta_sd_delete_rows(rel, rows, nrows, id, since);
 			break;
 		case ROWS_DELETED_BY_HAND:
 			ta_sd_delete_rows_by_hand(rel, rows, nrows, id);
 			break;
 		case ROWS_RESTORED_BY_HAND:
-			for (int i = 0; i < nrows; i++)
-				(void) ta_sd_restore_row(rel, &rows[i], true, NULL);
+			ta_sd_restore_rows_by_hand(rel, rows, set->ids, nrows);
 			break;
 	}
 	table_close(rel, NoLock);
 }
 
+static void
+read_block(BufFile *file, void *block, Size size)
+{
+	if (BufFileRead(file, block, size) != size)
+		elog(ERROR, "could not read from temporary file");
+}
+
 /* Does what is left to be done for a set; it is empty afterwards. */
 static void
-process_set(RowSet *set, Datum id)
+process_set(RowSet *set, Datum id, CommandId since)
 {
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "techally soft delete", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old_context = MemoryContextSwitchTo(context);
@@ -250,17 +277,16 @@ process_set(RowSet *set, Datum id)
 	set->nblocks = 0;
 	set->nrows = 0;
 	if (nrows > 0)
-		process_rows(set, set->rows, nrows, id);
+		process_rows(set, set->rows, nrows, id, since);
 	for (int block = 0; block < nblocks; block++)
 	{
-		Size size = sizeof(ItemPointerData) * MAX_MARKED;
-
 		MemoryContextReset(context);
 		if (block == 0 && BufFileSeek(file, 0, 0, SEEK_SET) != 0)
 			elog(ERROR, "could not rewind temporary file");
-		if (BufFileRead(file, set->rows, size) != size)
-			elog(ERROR, "could not read from temporary file");
-		process_rows(set, set->rows, MAX_MARKED, id);
+		read_block(file, set->rows, sizeof(ItemPointerData) * MAX_MARKED);
+		if (set->ids != NULL)
+			read_block(file, set->ids, sizeof(pg_uuid_t) * MAX_MARKED);
+		process_rows(set, set->rows, MAX_MARKED, id, since);
 	}
 	MemoryContextSwitchTo(old_context);
 	if (file != NULL)
@@ -273,6 +299,7 @@ statement_finished(MemoryContext context)
 {
 	Statement *statement;
 	Datum	   id = (Datum) 0;
+	CommandId  since = FirstCommandId;
 
 	for (statement = statements; statement != NULL; statement = statement->next)
 	{
@@ -286,27 +313,14 @@ statement_finished(MemoryContext context)
 		if (set->nrows == 0 && set->nblocks == 0)
 			continue;
 		if (id == (Datum) 0)
+		{
 			id = ta_sd_new_deletion_id();
-		process_set(set, id);
+			CommandCounterIncrement();
+			since = GetCurrentCommandId(false);
+		}
+		process_set(set, id, since);
 	}
 }
-
-/* Hook: a statement has run, its AFTER triggers too. */
-static void
-executor_finish(QueryDesc *query)
-{
-	if (next_executor_finish)
-		next_executor_finish(query);
-	else
-		standard_ExecutorFinish(query);
-	if (statements != NULL)
-		statement_finished(query->estate->es_query_cxt);
-}
-
-/* ---------------------------------------------------------------------
- * Triggers
- * ---------------------------------------------------------------------
- */
 
 /* 42501 for a role that may not really delete. */
 static void
@@ -327,6 +341,70 @@ check_hard_delete(Oid relid)
 			 errmsg("permission denied to really delete rows of table \"%s\"", get_rel_name(ta_sd_root_of(relid))),
 			 errdetail("Setting \"%s\" is on, and the role lacks the privilege TRUNCATE.", "techally.hard_delete")));
 }
+
+/*
+ * 0A000 where a DELETE of a soft-delete table has gone on to tables that inherit
+ * from it, which fire no trigger of ours.
+ */
+static void
+check_heirs(PlannedStmt *statement, Plan *plan)
+{
+	ModifyTable *modify = (ModifyTable *) plan;
+	Oid			 target = InvalidOid;
+	ListCell	*cell;
+
+	if (plan == NULL || !IsA(plan, ModifyTable) || list_length(modify->resultRelations) < 2 ||
+		(modify->operation != CMD_DELETE && !ta_is_merge(modify->operation)))
+		return;
+	if (modify->rootRelation > 0)
+		target = rt_fetch(modify->rootRelation, statement->rtable)->relid;
+	else
+		target = rt_fetch(modify->nominalRelation, statement->rtable)->relid;
+	if (get_rel_relkind(target) != RELKIND_RELATION || !ta_sd_is_soft_delete_relid(target))
+		return;
+	if (hard_delete)
+	{
+		check_hard_delete(target);
+		return;
+	}
+	foreach(cell, modify->resultRelations)
+	{
+		Oid relid = rt_fetch(lfirst_int(cell), statement->rtable)->relid;
+
+		if (relid != target)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("rows of table \"%s\" cannot be deleted softly", get_rel_name(relid)),
+					 errdetail("It inherits from soft-delete table \"%s\".", get_rel_name(target)),
+					 errhint("Use DELETE FROM ONLY, or set \"%s\".", "techally.hard_delete")));
+	}
+}
+
+/* Hook: a statement has run, its AFTER triggers too. */
+static void
+executor_finish(QueryDesc *query)
+{
+	if (query->operation != CMD_SELECT || query->plannedstmt->hasModifyingCTE)
+	{
+		ListCell *cell;
+
+		check_heirs(query->plannedstmt, query->plannedstmt->planTree);
+		if (query->plannedstmt->hasModifyingCTE)
+			foreach(cell, query->plannedstmt->subplans)
+				check_heirs(query->plannedstmt, lfirst(cell));
+	}
+	if (next_executor_finish)
+		next_executor_finish(query);
+	else
+		standard_ExecutorFinish(query);
+	if (statements != NULL)
+		statement_finished(query->estate->es_query_cxt);
+}
+
+/* ---------------------------------------------------------------------
+ * Triggers
+ * ---------------------------------------------------------------------
+ */
 
 static int
 trigger_depth(void)
@@ -406,12 +484,12 @@ ta_soft_delete_row(PG_FUNCTION_ARGS)
 		ItemPointerData row = tuple->t_self;
 
 		CommandCounterIncrement();
-		(void) ta_sd_delete_rows(rel, &row, 1, ta_sd_new_deletion_id());
+		(void) ta_sd_delete_rows(rel, &row, 1, ta_sd_new_deletion_id(), GetCurrentCommandId(false));
 		return PointerGetDatum(NULL);
 	}
 	if (state->set == NULL)
 		state->set = set_of(context, RelationGetRelid(rel), ROWS_DELETED);
-	note_row(state->set, context, &tuple->t_self);
+	note_row(state->set, context, &tuple->t_self, NULL);
 	return PointerGetDatum(NULL);
 }
 
@@ -495,23 +573,24 @@ ta_deleted_at_changed(PG_FUNCTION_ARGS)
 		ta_passes_through(RelationGetRelid(rel)))
 		return PointerGetDatum(NULL);
 
-	/* where the id is gone, nothing but this tells it */
-	if (isnull && state->deletion_id != InvalidAttrNumber)
+	if (!isnull)
+		note_row(set_of(context, RelationGetRelid(rel), ROWS_DELETED_BY_HAND), context,
+				 &trigdata->tg_newtuple->t_self, NULL);
+	else
 	{
-		Datum id = slot_getattr(trigdata->tg_trigslot, state->deletion_id, &was_null);
+		/* the old version still says which deletion it was of */
+		pg_uuid_t id = {{0}};
 
-		(void) slot_getattr(trigdata->tg_newslot, state->deletion_id, &isnull);
-		if (!was_null && isnull)
+		if (state->deletion_id != InvalidAttrNumber)
 		{
-			ItemPointerData row = trigdata->tg_newtuple->t_self;
+			Datum value = slot_getattr(trigdata->tg_trigslot, state->deletion_id, &isnull);
 
-			(void) ta_sd_restore_row(rel, &row, true, DatumGetUUIDP(id));
-			return PointerGetDatum(NULL);
+			if (!isnull)
+				id = *DatumGetUUIDP(value);
 		}
-		isnull = true;
+		note_row(set_of(context, RelationGetRelid(rel), ROWS_RESTORED_BY_HAND), context,
+				 &trigdata->tg_newtuple->t_self, &id);
 	}
-	note_row(set_of(context, RelationGetRelid(rel), isnull ? ROWS_RESTORED_BY_HAND : ROWS_DELETED_BY_HAND),
-			 context, &trigdata->tg_newtuple->t_self);
 	return PointerGetDatum(NULL);
 }
 
@@ -538,6 +617,7 @@ transaction_ended(XactEvent event, void *arg)
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:
 			lost_rows = InvalidOid;
+			lost_in = InvalidSubTransactionId;
 			break;
 		default:
 			break;
@@ -548,8 +628,15 @@ static void
 subtransaction_ended(SubXactEvent event, SubTransactionId subid,
 					 SubTransactionId parent, void *arg)
 {
+	if (lost_in < subid)
+		return;
 	if (event == SUBXACT_EVENT_ABORT_SUB)
+	{
 		lost_rows = InvalidOid;
+		lost_in = InvalidSubTransactionId;
+	}
+	else if (event == SUBXACT_EVENT_COMMIT_SUB)
+		lost_in = parent;
 }
 
 /*

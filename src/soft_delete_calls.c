@@ -7,7 +7,8 @@
  * may UPDATE, the row one that his row security lets him see and lock.  Only the
  * marking itself is the owner's, see soft_delete_plan.c.
  *
- * Lock order: the row, FOR UPDATE, then what goes along.
+ * Lock order: the row's parents where it is to be restored, FOR KEY SHARE; the
+ * row, FOR UPDATE; then what goes along.
  *
  *-------------------------------------------------------------------------
  */
@@ -46,6 +47,7 @@
 #include "request_util.h"
 #include "soft_delete.h"
 #include "soft_delete_cascade.h"
+#include "soft_delete_parents.h"
 #include "soft_delete_plan.h"
 #include "spi_util.h"
 
@@ -129,48 +131,75 @@ uuid_key(Relation rel)
 	return attnum;
 }
 
-/*
- * Locks a row FOR UPDATE, as the caller: with its privileges, and if its row
- * security lets it.  Raises TA007 where there is none.  Returns the table that
- * the row lies in, open, and whether it is deleted.
- */
-static Relation
-lock_row(Oid relid, Datum record_id, ItemPointer row, bool *deleted)
+/* Looks for a row by its uuid, as the caller; false where there is none. */
+static bool
+find_row(Relation rel, PlanKind kind, Datum record_id, Oid *leaf, ItemPointer row, bool *deleted)
 {
-	Relation   rel;
-	SPIPlanPtr plan;
-	Oid		   leaf;
+	Oid		   relid = RelationGetRelid(rel);
+	SPIPlanPtr plan = ta_sd_find_plan(kind, relid, InvalidOid);
 	bool	   isnull;
 	uint64	   n;
 
-	check_target(relid);
-	rel = table_open(relid, RowExclusiveLock);
-	ta_sd_connect_spi();
-	plan = ta_sd_find_plan(PLAN_SELECT_ROW, relid, InvalidOid);
 	if (plan == NULL)
 	{
 		Oid types[1] = {UUIDOID};
 
-		plan = ta_sd_make_plan(PLAN_SELECT_ROW, relid, InvalidOid, relid, InvalidOid,
+		plan = ta_sd_make_plan(kind, relid, InvalidOid, relid, InvalidOid,
 							   psprintf("SELECT t.tableoid, t.ctid, t." DELETED_AT " IS NOT NULL FROM %s t"
-										" WHERE t.%s OPERATOR(pg_catalog.=) $1 FOR UPDATE",
-										ta_sd_qualified_name(relid), ta_sd_column_name(relid, uuid_key(rel))),
+										" WHERE t.%s OPERATOR(pg_catalog.=) $1%s",
+										ta_sd_qualified_name(relid), ta_sd_column_name(relid, uuid_key(rel)),
+										kind == PLAN_SELECT_ROW ? " FOR UPDATE" : ""),
 							   1, types);
 	}
 	n = ta_sd_run_plan(plan, &record_id, NULL);
-	if (n == 0)
-		ereport(ERROR,
-				(errcode(TA_ERRCODE_RECORD_NOT_FOUND),
-				 errmsg("table \"%s\" has no row %s", RelationGetRelationName(rel),
-						DatumGetCString(DirectFunctionCall1(uuid_out, record_id)))));
 	if (n > 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_CARDINALITY_VIOLATION),
 				 errmsg("table \"%s\" has several rows %s", RelationGetRelationName(rel),
 						DatumGetCString(DirectFunctionCall1(uuid_out, record_id)))));
-	leaf = DatumGetObjectId(ta_spi_value(0, 1, &isnull));
+	if (n == 0)
+		return false;
+	*leaf = DatumGetObjectId(ta_spi_value(0, 1, &isnull));
 	*row = *(ItemPointer) DatumGetPointer(ta_spi_value(0, 2, &isnull));
 	*deleted = DatumGetBool(ta_spi_value(0, 3, &isnull));
+	return true;
+}
+
+/* A row is going to be restored: its parents are locked before it is. */
+static void
+lock_parents_of(Oid leaf, ItemPointer row)
+{
+	Relation		rel = table_open(leaf, RowExclusiveLock);
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(rel), table_slot_callbacks(rel));
+
+	if (table_tuple_fetch_row_version(rel, row, SnapshotAny, slot))
+		ta_sd_lock_parents(rel, slot);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, NoLock);
+}
+
+/*
+ * Locks a row FOR UPDATE, as the caller: with its privileges, and if its row
+ * security lets it; and before it, where it is to be restored, its parents.
+ * Raises TA007 where there is none.  Returns the table that the row lies in,
+ * open, and whether it is deleted.
+ */
+static Relation
+lock_row(Oid relid, Datum record_id, bool to_restore, ItemPointer row, bool *deleted)
+{
+	Relation rel;
+	Oid		 leaf = relid;
+
+	check_target(relid);
+	rel = table_open(relid, RowExclusiveLock);
+	ta_sd_connect_spi();
+	if (to_restore && find_row(rel, PLAN_FIND_ROW, record_id, &leaf, row, deleted) && *deleted)
+		lock_parents_of(leaf, row);
+	if (!find_row(rel, PLAN_SELECT_ROW, record_id, &leaf, row, deleted))
+		ereport(ERROR,
+				(errcode(TA_ERRCODE_RECORD_NOT_FOUND),
+				 errmsg("table \"%s\" has no row %s", RelationGetRelationName(rel),
+						DatumGetCString(DirectFunctionCall1(uuid_out, record_id)))));
 	ta_sd_finish_spi();
 	if (leaf != relid)
 	{
@@ -185,8 +214,8 @@ soft_delete(Oid relid, Datum record_id)
 {
 	ItemPointerData row;
 	bool			deleted;
-	Relation		rel = lock_row(relid, record_id, &row, &deleted);
-	bool			result = !deleted && ta_sd_delete_rows(rel, &row, 1, ta_sd_new_deletion_id()) > 0;
+	Relation		rel = lock_row(relid, record_id, false, &row, &deleted);
+	bool			result = !deleted && ta_sd_delete_rows(rel, &row, 1, ta_sd_new_deletion_id(), GetCurrentCommandId(false)) > 0;
 
 	table_close(rel, NoLock);
 	return result;
@@ -247,10 +276,11 @@ ta_soft_delete_user(PG_FUNCTION_ARGS)
 
 /*
  * A restored row's key in a unique index was taken: says by which row, where the
- * caller may see it.  Returns where there is nothing to add to the error.
+ * caller may see it.  Returns where there is nothing to add to the error, and takes
+ * from it what he may not see.
  */
 static void
-raise_taken(const ErrorData *error, Relation rel, ItemPointer row)
+raise_taken(ErrorData *error, Relation rel, ItemPointer row)
 {
 	Oid				nspid = error->schema_name ? get_namespace_oid(error->schema_name, true) : InvalidOid;
 	Oid				indexid = OidIsValid(nspid) && error->constraint_name ? get_relname_relid(error->constraint_name, nspid) : InvalidOid;
@@ -277,7 +307,11 @@ raise_taken(const ErrorData *error, Relation rel, ItemPointer row)
 	relid = IndexGetRelation(indexid, false);
 	if (pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) != ACLCHECK_OK ||
 		check_enable_rls(relid, InvalidOid, true) == RLS_ENABLED)
+	{
+		/* what the owner may see, in whose name it was done */
+		error->detail = NULL;
 		return;
+	}
 	table = table_open(relid, AccessShareLock);
 	index = index_open(indexid, AccessShareLock);
 	nindex = index->rd_index->indnkeyatts;
@@ -402,7 +436,7 @@ restore_deleted(Oid relid, Datum record_id)
 {
 	ItemPointerData row;
 	bool			deleted;
-	Relation		rel = lock_row(relid, record_id, &row, &deleted);
+	Relation		rel = lock_row(relid, record_id, true, &row, &deleted);
 	MemoryContext	context = CurrentMemoryContext;
 	ResourceOwner	owner = CurrentResourceOwner;
 	volatile bool	result = false;
@@ -414,7 +448,7 @@ restore_deleted(Oid relid, Datum record_id)
 		MemoryContextSwitchTo(context);
 		PG_TRY();
 		{
-			result = ta_sd_restore_row(rel, &row, false, NULL);
+			result = ta_sd_restore_row(rel, &row);
 			ReleaseCurrentSubTransaction();
 			MemoryContextSwitchTo(context);
 			CurrentResourceOwner = owner;

@@ -12,6 +12,10 @@
  * Then the deletion goes on to dependents whose foreign key cascades, level by
  * level, set by set.
  *
+ * What is still to be done is a queue, so that a deletion may go as deep as it
+ * likes.  Where triggers have changed a row since it was noted, by what was
+ * marked before it for one, its latest version is marked.
+ *
  * Lock order: parents before their dependents.  A row is locked FOR UPDATE before
  * it is marked or, where somebody has set deleted_at by hand, before its
  * dependents are looked for: that conflicts with the FOR KEY SHARE of whoever
@@ -21,9 +25,12 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
@@ -48,6 +55,29 @@
 #include "soft_delete_plan.h"
 #include "spi_util.h"
 
+/*
+ * "t.deleted_at IS NOT NULL", but so that nobody looks for it with the index of
+ * the deleted: while its statistics are old it seems to hold next to nothing.
+ */
+#define IS_DELETED(alias) "pg_catalog.num_nonnulls(" alias "." DELETED_AT ") OPERATOR(pg_catalog.=) 1"
+
+/* Rows whose dependents by one key are to be deleted, or restored. */
+typedef struct Step
+{
+	MemoryContext context; /* of the step itself */
+	TaForeignKey  key;
+	TaKeyArrays	  arrays;
+	struct Step	 *next;
+} Step;
+
+typedef struct Cascade
+{
+	MemoryContext context;
+	Datum		  id; /* of a deletion */
+	Step		 *first;
+	Step		 *last;
+} Cascade;
+
 static int
 compare_rows(const void *a, const void *b)
 {
@@ -70,11 +100,106 @@ unique_rows(ItemPointerData *rows, int nrows)
 }
 
 /* ---------------------------------------------------------------------
- * Deleting
+ * What is still to be done
  * ---------------------------------------------------------------------
  */
 
-static void delete_dependents(const TaForeignKey *key, const TaKeyArrays *arrays, Datum id);
+/* What must be returned of rows of a table to go on by these keys. */
+static int
+more_for(Relation rel, List *keys)
+{
+	ListCell *cell;
+
+	if (rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		return 0;
+	foreach(cell, keys)
+	{
+		if (((TaForeignKey *) lfirst(cell))->parent != RelationGetRelid(rel))
+			return TA_RETURN_TABLE;
+	}
+	return 0;
+}
+
+/* The partitions of a table, on whose foreign keys a plan over it depends. */
+static List *
+partitions_of(Relation rel)
+{
+	if (rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		return NIL;
+	return find_all_inheritors(RelationGetRelid(rel), NoLock, NULL);
+}
+
+static void
+cascade_begin(Cascade *cascade, Datum id)
+{
+	cascade->context = CurrentMemoryContext;
+	cascade->id = id;
+	cascade->first = cascade->last = NULL;
+}
+
+/* Queues what the last statement has returned of nrows rows, key after key. */
+static void
+queue_dependents(Cascade *cascade, List *keys, int more, uint64 nrows)
+{
+	SPITupleTable *table = SPI_tuptable;
+	int			   column = 1 + ((more & TA_RETURN_ID) != 0) + ((more & TA_RETURN_TABLE) != 0);
+	ListCell	  *cell;
+
+	if (keys == NIL)
+		return;
+	foreach(cell, keys)
+	{
+		TaForeignKey *key = lfirst(cell);
+		MemoryContext context;
+		MemoryContext old_context;
+		Step		 *step;
+
+		if (nrows == 0)
+			break;
+		context = AllocSetContextCreate(cascade->context, "techally cascade", ALLOCSET_SMALL_SIZES);
+		old_context = MemoryContextSwitchTo(context);
+		step = palloc0(sizeof(Step));
+		step->context = context;
+		step->key = *key;
+		ta_sd_take_keys(key, table, nrows, more, column, &step->arrays);
+		MemoryContextSwitchTo(old_context);
+		column += key->nkeys;
+		if (step->arrays.nrows == 0)
+			MemoryContextDelete(context);
+		else if (cascade->first == NULL)
+			cascade->first = cascade->last = step;
+		else
+			cascade->last = cascade->last->next = step;
+	}
+	SPI_freetuptable(table);
+}
+
+/* Takes step after step, each in memory of its own, until none is left. */
+static void
+run_cascade(Cascade *cascade, void (*take)(Cascade *, const TaForeignKey *, const TaKeyArrays *))
+{
+	MemoryContext old_context = CurrentMemoryContext;
+	MemoryContext work = AllocSetContextCreate(cascade->context, "techally cascade step", ALLOCSET_DEFAULT_SIZES);
+
+	while (cascade->first != NULL)
+	{
+		Step *step = cascade->first;
+
+		CHECK_FOR_INTERRUPTS();
+		cascade->first = step->next;
+		MemoryContextSwitchTo(work);
+		take(cascade, &step->key, &step->arrays);
+		MemoryContextSwitchTo(old_context);
+		MemoryContextReset(work);
+		MemoryContextDelete(step->context);
+	}
+	MemoryContextDelete(work);
+}
+
+/* ---------------------------------------------------------------------
+ * Deleting
+ * ---------------------------------------------------------------------
+ */
 
 /*
  * ta_sd_new_deletion_id
@@ -86,41 +211,19 @@ ta_sd_new_deletion_id(void)
 	return DirectFunctionCall1(gen_random_uuid, (Datum) 0);
 }
 
-/* Goes on to the dependents by each of the keys, whose columns were returned. */
-static void
-delete_all_dependents(List *keys, uint64 nrows, Datum id)
-{
-	SPITupleTable *table = SPI_tuptable;
-	int			   column = 1;
-	ListCell	  *cell;
-
-	if (nrows == 0 || keys == NIL)
-		return;
-	check_stack_depth();
-	foreach(cell, keys)
-	{
-		TaForeignKey *key = lfirst(cell);
-		TaKeyArrays	  arrays;
-
-		ta_sd_take_keys(key, table, nrows, column, &arrays);
-		column += key->nkeys;
-		delete_dependents(key, &arrays, id);
-	}
-	SPI_freetuptable(table);
-}
-
 /*
- * Deletes the living rows that refer to these keys, and theirs in turn.  Raises
- * 55000, naming the table, where there are such rows in one that cannot be
- * deleted from softly.
+ * Deletes the living rows that refer to these keys, and queues what goes along
+ * with them.  Raises 55000, naming the table, where there are such rows in one
+ * that cannot be deleted from softly.
  */
 static void
-delete_dependents(const TaForeignKey *key, const TaKeyArrays *arrays, Datum id)
+delete_dependents(Cascade *cascade, const TaForeignKey *key, const TaKeyArrays *arrays)
 {
 	Relation	   child = table_open(key->child, RowExclusiveLock);
 	bool		   softly = ta_is_soft_delete_table(child);
 	bool		   has_id = ta_sd_column_number(child, DELETION_ID) != InvalidAttrNumber;
-	List		  *keys = softly ? ta_foreign_keys_to(child) : NIL;
+	List		  *keys = softly ? ta_foreign_keys_to_tree(child) : NIL;
+	int			   more;
 	Datum		   values[INDEX_MAX_KEYS + 2];
 	Oid			   types[INDEX_MAX_KEYS + 2];
 	TaOwnerFrame   frame;
@@ -130,7 +233,7 @@ delete_dependents(const TaForeignKey *key, const TaKeyArrays *arrays, Datum id)
 
 	memcpy(values, arrays->values, sizeof(Datum) * key->nkeys);
 	values[key->nkeys] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
-	values[key->nkeys + 1] = id;
+	values[key->nkeys + 1] = cascade->id;
 	initStringInfo(&sql);
 	ta_sd_owner_begin(&frame, key->child);
 
@@ -140,7 +243,7 @@ delete_dependents(const TaForeignKey *key, const TaKeyArrays *arrays, Datum id)
 		if (plan == NULL)
 		{
 			appendStringInfo(&sql, "SELECT 1 FROM %s c, ", ta_sd_qualified_name(key->child));
-			ta_sd_append_keys_from(&sql, key, 1, types);
+			ta_sd_append_keys_from(&sql, key, false, types);
 			appendStringInfoString(&sql, " WHERE ");
 			ta_sd_append_join(&sql, key, NULL, "c");
 			appendStringInfoString(&sql, " LIMIT 1");
@@ -169,7 +272,7 @@ delete_dependents(const TaForeignKey *key, const TaKeyArrays *arrays, Datum id)
 		if (plan == NULL)
 		{
 			appendStringInfo(&sql, "SELECT 1 FROM %s c, ", ta_sd_qualified_name(key->child));
-			ta_sd_append_keys_from(&sql, key, 1, types);
+			ta_sd_append_keys_from(&sql, key, false, types);
 			appendStringInfoString(&sql, " WHERE ");
 			ta_sd_append_join(&sql, key, NULL, "c");
 			appendStringInfoString(&sql, " AND c." DELETED_AT " IS NULL FOR UPDATE OF c");
@@ -187,6 +290,7 @@ delete_dependents(const TaForeignKey *key, const TaKeyArrays *arrays, Datum id)
 	}
 
 	keys = ta_sd_cascading(keys);
+	more = more_for(child, keys);
 	plan = ta_sd_find_plan(PLAN_MARK_DEPENDENTS, key->constraint, InvalidOid);
 	if (plan == NULL)
 	{
@@ -197,52 +301,18 @@ delete_dependents(const TaForeignKey *key, const TaKeyArrays *arrays, Datum id)
 		if (has_id)
 			appendStringInfo(&sql, ", " DELETION_ID " = $%d", key->nkeys + 2);
 		appendStringInfoString(&sql, " FROM ");
-		ta_sd_append_keys_from(&sql, key, 1, types);
+		ta_sd_append_keys_from(&sql, key, false, types);
 		appendStringInfoString(&sql, " WHERE ");
 		ta_sd_append_join(&sql, key, NULL, "c");
 		appendStringInfoString(&sql, " AND c." DELETED_AT " IS NULL");
-		ta_sd_append_returning(&sql, "c", keys);
-		plan = ta_sd_make_plan(PLAN_MARK_DEPENDENTS, key->constraint, InvalidOid, key->child, key->parent,
-							   sql.data, key->nkeys + 2, types);
+		ta_sd_append_returning(&sql, "RETURNING", "c", more, keys);
+		plan = ta_sd_make_plan_over(PLAN_MARK_DEPENDENTS, key->constraint, InvalidOid, key->child, key->parent,
+									partitions_of(child), sql.data, key->nkeys + 2, types);
 	}
-	n = ta_sd_run_own_plan(plan, values, DatumGetUUIDP(id), ta_sd_run_plan_on_latest);
+	n = ta_sd_run_own_plan(plan, values, NULL, DatumGetUUIDP(cascade->id), 1, ta_sd_run_plan_on_latest);
 	ta_sd_owner_end(&frame);
-	delete_all_dependents(keys, n, id);
+	queue_dependents(cascade, keys, more, n);
 	table_close(child, NoLock);
-}
-
-/*
- * Some rows were not there to be marked.  One that a trigger has dropped stays
- * as it is; one that a trigger of the DELETE has changed meanwhile is an error,
- * as it is with PostgreSQL's own DELETE.
- */
-static void
-check_unmarked(Relation rel, AttrNumber deleted_at, const ItemPointerData *rows, int nrows)
-{
-	Snapshot		snapshot = RegisterSnapshot(GetLatestSnapshot());
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(rel), table_slot_callbacks(rel));
-	TableScanDesc	scan = table_beginscan_tid(rel, snapshot);
-
-	for (int i = 0; i < nrows; i++)
-	{
-		ItemPointerData latest = rows[i];
-		bool			isnull;
-
-		CHECK_FOR_INTERRUPTS();
-		table_tuple_get_latest_tid(scan, &latest);
-		if (ItemPointerEquals(&latest, (ItemPointer) &rows[i]) ||
-			!table_tuple_fetch_row_version(rel, &latest, snapshot, slot))
-			continue;
-		(void) slot_getattr(slot, deleted_at, &isnull);
-		if (isnull)
-			ereport(ERROR,
-					(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
-					 errmsg("tuple to be deleted was already modified by an operation triggered by the current command"),
-					 errhint("Consider using an AFTER trigger instead of a BEFORE trigger to propagate changes to other rows.")));
-	}
-	table_endscan(scan);
-	ExecDropSingleTupleTableSlot(slot);
-	UnregisterSnapshot(snapshot);
 }
 
 /* The latest versions of rows that triggers may have changed since. */
@@ -264,13 +334,79 @@ latest_rows(Relation rel, ItemPointerData *rows, int nrows)
 	UnregisterSnapshot(snapshot);
 }
 
+static void
+raise_already_modified(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+			 errmsg("tuple to be deleted was already modified by an operation triggered by the current command"),
+			 errhint("Consider using an AFTER trigger instead of a BEFORE trigger to propagate changes to other rows.")));
+}
+
+/* The header of a row that was fetched from a table. */
+static HeapTupleHeader
+header_of(TupleTableSlot *slot)
+{
+	return ExecFetchSlotHeapTuple(slot, false, NULL)->t_data;
+}
+
+/*
+ * Some rows were not there to be marked.  Those that triggers have changed
+ * meanwhile, and that live, are left in the array, in their latest versions;
+ * returns how many.  One that a trigger keeps from being marked stays as it is,
+ * and one that was really deleted is gone.  27000 for one that was changed before
+ * the command since, or moved to another partition.
+ */
+static int
+changed_rows(Relation rel, AttrNumber deleted_at, CommandId since, ItemPointerData *rows, int nrows)
+{
+	TupleTableSlot	*slot = MakeSingleTupleTableSlot(RelationGetDescr(rel), table_slot_callbacks(rel));
+	ItemPointerData *latest = palloc(sizeof(ItemPointerData) * nrows);
+	Snapshot		 snapshot;
+	int				 n = 0;
+
+	memcpy(latest, rows, sizeof(ItemPointerData) * nrows);
+	latest_rows(rel, latest, nrows);
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	for (int i = 0; i < nrows; i++)
+	{
+		bool isnull;
+
+		CHECK_FOR_INTERRUPTS();
+		if (!table_tuple_fetch_row_version(rel, &latest[i], snapshot, slot))
+		{
+			if (table_tuple_fetch_row_version(rel, &rows[i], SnapshotAny, slot) &&
+				HeapTupleHeaderIndicatesMovedPartitions(header_of(slot)))
+				raise_already_modified();
+			continue;
+		}
+		if (ItemPointerEquals(&latest[i], &rows[i]))
+			continue;
+		(void) slot_getattr(slot, deleted_at, &isnull);
+		if (!isnull)
+			continue;
+		if (table_tuple_fetch_row_version(rel, &rows[i], SnapshotAny, slot) &&
+			HeapTupleHeaderGetCmax(header_of(slot)) < since)
+			raise_already_modified();
+		rows[n++] = latest[i];
+	}
+	UnregisterSnapshot(snapshot);
+	ExecDropSingleTupleTableSlot(slot);
+	pfree(latest);
+	return unique_rows(rows, n);
+}
+
 /*
  * ta_sd_delete_rows
  *		Deletes rows that the caller has locked FOR UPDATE, and their dependents.
- *		Returns how many were marked.  The array is sorted in place.
+ *		Returns how many were marked.  The array is used up.
+ *
+ * A row that was changed before the command since, though it was locked already,
+ * was changed by a trigger of the DELETE.  Raises 27000 then, as PostgreSQL's own
+ * DELETE does.
  */
 uint64
-ta_sd_delete_rows(Relation rel, ItemPointerData *rows, int nrows, Datum id)
+ta_sd_delete_rows(Relation rel, ItemPointerData *rows, int nrows, Datum id, CommandId since)
 {
 	Oid		   relid = RelationGetRelid(rel);
 	AttrNumber deleted_at = ta_sd_column_number(rel, DELETED_AT);
@@ -283,37 +419,47 @@ ta_sd_delete_rows(Relation rel, ItemPointerData *rows, int nrows, Datum id)
 	nrows = unique_rows(rows, nrows);
 	for (int first = 0; first < nrows; first += step)
 	{
-		int			 n = Min(step, nrows - first);
-		Datum		 values[3];
-		TaOwnerFrame frame;
-		SPIPlanPtr	 plan;
-		uint64		 done;
+		int		n = Min(step, nrows - first);
+		uint64	done = 1;
+		Cascade cascade;
 
 		ta_sd_connect_spi();
-		ta_sd_owner_begin(&frame, relid);
-		plan = ta_sd_find_plan(PLAN_MARK, relid, InvalidOid);
-		if (plan == NULL)
+		cascade_begin(&cascade, id);
+		while (n > 0)
 		{
-			StringInfoData sql;
-			Oid			   types[3] = {TIDARRAYOID, TIMESTAMPTZOID, UUIDOID};
+			Datum		 values[3];
+			TaOwnerFrame frame;
+			SPIPlanPtr	 plan;
+			uint64		 done_before = done;
 
-			initStringInfo(&sql);
-			appendStringInfo(&sql, "UPDATE ONLY %s t SET " DELETED_AT " = $2%s WHERE t.ctid OPERATOR(pg_catalog.=) ANY ($1)",
-							 ta_sd_qualified_name(relid),
-							 ta_sd_column_number(rel, DELETION_ID) != InvalidAttrNumber ? ", " DELETION_ID " = $3" : "");
-			ta_sd_append_returning(&sql, "t", keys);
-			plan = ta_sd_make_plan(PLAN_MARK, relid, InvalidOid, relid, InvalidOid, sql.data, 3, types);
+			ta_sd_owner_begin(&frame, relid);
+			plan = ta_sd_find_plan(PLAN_MARK, relid, InvalidOid);
+			if (plan == NULL)
+			{
+				StringInfoData sql;
+				Oid			   types[3] = {TIDARRAYOID, TIMESTAMPTZOID, UUIDOID};
+
+				initStringInfo(&sql);
+				appendStringInfo(&sql, "UPDATE ONLY %s t SET " DELETED_AT " = $2%s WHERE t.ctid OPERATOR(pg_catalog.=) ANY ($1)",
+								 ta_sd_qualified_name(relid),
+								 ta_sd_column_number(rel, DELETION_ID) != InvalidAttrNumber ? ", " DELETION_ID " = $3" : "");
+				ta_sd_append_returning(&sql, "RETURNING", "t", 0, keys);
+				plan = ta_sd_make_plan_by_row(PLAN_MARK, relid, sql.data, 3, types);
+			}
+			values[0] = ta_sd_row_array(rows + first, n);
+			values[1] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
+			values[2] = id;
+			done = ta_sd_run_own_plan(plan, values, NULL, DatumGetUUIDP(id), 1, ta_sd_run_plan);
+			ta_sd_owner_end(&frame);
+			queue_dependents(&cascade, keys, 0, done);
+			marked += done;
+			n = done < (uint64) n ? changed_rows(rel, deleted_at, since, rows + first, n) : 0;
+			/* triggers that change each other's rows come to no end */
+			if (n > 0 && done == 0 && done_before == 0)
+				raise_already_modified();
 		}
-		values[0] = ta_sd_row_array(rows + first, n);
-		values[1] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
-		values[2] = id;
-		done = ta_sd_run_own_plan(plan, values, DatumGetUUIDP(id), ta_sd_run_plan);
-		if (done < (uint64) n)
-			check_unmarked(rel, deleted_at, rows + first, n);
-		ta_sd_owner_end(&frame);
-		delete_all_dependents(keys, done, id);
+		run_cascade(&cascade, delete_dependents);
 		ta_sd_finish_spi();
-		marked += done;
 	}
 	return marked;
 }
@@ -336,9 +482,10 @@ ta_sd_delete_rows_by_hand(Relation rel, ItemPointerData *rows, int nrows, Datum 
 		Datum		 values[2];
 		TaOwnerFrame frame;
 		SPIPlanPtr	 plan;
-		uint64		 done;
+		Cascade		 cascade;
 
 		ta_sd_connect_spi();
+		cascade_begin(&cascade, id);
 		ta_sd_owner_begin(&frame, relid);
 		values[0] = ta_sd_row_array(rows + first, n);
 		values[1] = id;
@@ -347,10 +494,10 @@ ta_sd_delete_rows_by_hand(Relation rel, ItemPointerData *rows, int nrows, Datum 
 		{
 			Oid types[1] = {TIDARRAYOID};
 
-			plan = ta_sd_make_plan(PLAN_LOCK, relid, InvalidOid, relid, InvalidOid,
-								   psprintf("SELECT 1 FROM ONLY %s t WHERE t.ctid OPERATOR(pg_catalog.=) ANY ($1) FOR UPDATE",
-											ta_sd_qualified_name(relid)),
-								   1, types);
+			plan = ta_sd_make_plan_by_row(PLAN_LOCK, relid,
+										  psprintf("SELECT 1 FROM ONLY %s t WHERE t.ctid OPERATOR(pg_catalog.=) ANY ($1) FOR UPDATE",
+												   ta_sd_qualified_name(relid)),
+										  1, types);
 		}
 		if (ta_sd_run_plan(plan, values, NULL) < (uint64) n)
 		{
@@ -358,7 +505,6 @@ ta_sd_delete_rows_by_hand(Relation rel, ItemPointerData *rows, int nrows, Datum 
 			values[0] = ta_sd_row_array(rows + first, n);
 			(void) ta_sd_run_plan(plan, values, NULL);
 		}
-		done = 0;
 		if (keys != NIL)
 		{
 			plan = ta_sd_find_plan(PLAN_STAMP, relid, InvalidOid);
@@ -371,13 +517,13 @@ ta_sd_delete_rows_by_hand(Relation rel, ItemPointerData *rows, int nrows, Datum 
 				appendStringInfo(&sql, "UPDATE ONLY %s t SET " DELETION_ID " = $2"
 									   " WHERE t.ctid OPERATOR(pg_catalog.=) ANY ($1) AND t." DELETED_AT " IS NOT NULL",
 								 ta_sd_qualified_name(relid));
-				ta_sd_append_returning(&sql, "t", keys);
-				plan = ta_sd_make_plan(PLAN_STAMP, relid, InvalidOid, relid, InvalidOid, sql.data, 2, types);
+				ta_sd_append_returning(&sql, "RETURNING", "t", 0, keys);
+				plan = ta_sd_make_plan_by_row(PLAN_STAMP, relid, sql.data, 2, types);
 			}
-			done = ta_sd_run_plan(plan, values, NULL);
+			queue_dependents(&cascade, keys, 0, ta_sd_run_plan(plan, values, NULL));
 		}
 		ta_sd_owner_end(&frame);
-		delete_all_dependents(keys, done, id);
+		run_cascade(&cascade, delete_dependents);
 		ta_sd_finish_spi();
 	}
 }
@@ -387,43 +533,21 @@ ta_sd_delete_rows_by_hand(Relation rel, ItemPointerData *rows, int nrows, Datum 
  * ---------------------------------------------------------------------
  */
 
-static void restore_dependents(const TaForeignKey *key, const TaKeyArrays *arrays, Datum id);
-
-static void
-restore_all_dependents(List *keys, uint64 nrows, Datum id)
-{
-	SPITupleTable *table = SPI_tuptable;
-	int			   column = 1;
-	ListCell	  *cell;
-
-	if (nrows == 0 || keys == NIL)
-		return;
-	check_stack_depth();
-	foreach(cell, keys)
-	{
-		TaForeignKey *key = lfirst(cell);
-		TaKeyArrays	  arrays;
-
-		ta_sd_take_keys(key, table, nrows, column, &arrays);
-		column += key->nkeys;
-		restore_dependents(key, &arrays, id);
-	}
-	SPI_freetuptable(table);
-}
-
 /*
- * Restores the rows that refer to these keys and went with the deletion id, but
- * for those that have another parent that is still deleted: they come back with
- * that one if it went with the same deletion.
+ * Restores the rows that refer to these keys and went with the deletion that
+ * each was of, and queues what went along; but for those that have another
+ * parent that is still deleted: they come back with that one if it went with
+ * the same deletion.
  */
 static void
-restore_dependents(const TaForeignKey *key, const TaKeyArrays *arrays, Datum id)
+restore_dependents(Cascade *cascade, const TaForeignKey *key, const TaKeyArrays *arrays)
 {
 	Relation	   child = table_open(key->child, RowExclusiveLock);
 	Datum		   values[INDEX_MAX_KEYS + 1];
 	Oid			   types[INDEX_MAX_KEYS + 1];
 	List		  *coparents = NIL;
 	List		  *keys;
+	int			   more;
 	ListCell	  *cell;
 	TaOwnerFrame   frame;
 	SPIPlanPtr	   plan;
@@ -443,10 +567,10 @@ restore_dependents(const TaForeignKey *key, const TaKeyArrays *arrays, Datum id)
 			ta_sd_is_soft_delete_relid(other->parent))
 			coparents = lappend(coparents, other);
 	}
-	keys = ta_sd_cascading(ta_foreign_keys_to(child));
+	keys = ta_sd_cascading(ta_foreign_keys_to_tree(child));
+	more = TA_RETURN_ID | more_for(child, keys);
 	memcpy(values, arrays->values, sizeof(Datum) * key->nkeys);
-	values[key->nkeys] = id;
-	types[key->nkeys] = UUIDOID;
+	values[key->nkeys] = arrays->ids;
 	initStringInfo(&sql);
 	ta_sd_owner_begin(&frame, key->child);
 
@@ -460,14 +584,12 @@ restore_dependents(const TaForeignKey *key, const TaKeyArrays *arrays, Datum id)
 		{
 			resetStringInfo(&sql);
 			appendStringInfo(&sql, "SELECT 1 FROM %s c, %s q, ", ta_sd_qualified_name(key->child), ta_sd_qualified_name(other->parent));
-			ta_sd_append_keys_from(&sql, key, 1, types);
+			ta_sd_append_keys_from(&sql, key, true, types);
 			appendStringInfoString(&sql, " WHERE ");
 			ta_sd_append_join(&sql, key, NULL, "c");
 			appendStringInfoString(&sql, " AND ");
 			ta_sd_append_join(&sql, other, "q", "c");
-			appendStringInfo(&sql, " AND c." DELETION_ID " OPERATOR(pg_catalog.=) $%d"
-								   " AND c." DELETED_AT " IS NOT NULL FOR KEY SHARE OF q",
-							 key->nkeys + 1);
+			appendStringInfoString(&sql, " AND c." DELETION_ID " OPERATOR(pg_catalog.=) k.id AND " IS_DELETED("c") " FOR KEY SHARE OF q");
 			plan = ta_sd_make_plan(PLAN_LOCK_COPARENTS, key->constraint, other->constraint, key->child, other->parent,
 								   sql.data, key->nkeys + 1, types);
 		}
@@ -478,15 +600,14 @@ restore_dependents(const TaForeignKey *key, const TaKeyArrays *arrays, Datum id)
 	plan = ta_sd_find_plan(PLAN_UNMARK_DEPENDENTS, key->constraint, InvalidOid);
 	if (plan == NULL)
 	{
-		List *others = NIL;
+		List *others = partitions_of(child);
 
 		resetStringInfo(&sql);
 		appendStringInfo(&sql, "UPDATE %s c SET " DELETED_AT " = NULL, " DELETION_ID " = NULL FROM ", ta_sd_qualified_name(key->child));
-		ta_sd_append_keys_from(&sql, key, 1, types);
+		ta_sd_append_keys_from(&sql, key, true, types);
 		appendStringInfoString(&sql, " WHERE ");
 		ta_sd_append_join(&sql, key, NULL, "c");
-		appendStringInfo(&sql, " AND c." DELETION_ID " OPERATOR(pg_catalog.=) $%d AND c." DELETED_AT " IS NOT NULL",
-						 key->nkeys + 1);
+		appendStringInfoString(&sql, " AND c." DELETION_ID " OPERATOR(pg_catalog.=) k.id AND " IS_DELETED("c"));
 		foreach(cell, coparents)
 		{
 			TaForeignKey *other = lfirst(cell);
@@ -494,27 +615,49 @@ restore_dependents(const TaForeignKey *key, const TaKeyArrays *arrays, Datum id)
 			others = lappend_oid(others, other->parent);
 			appendStringInfo(&sql, " AND NOT EXISTS (SELECT FROM %s q WHERE ", ta_sd_qualified_name(other->parent));
 			ta_sd_append_join(&sql, other, "q", "c");
-			appendStringInfoString(&sql, " AND q." DELETED_AT " IS NOT NULL)");
+			appendStringInfoString(&sql, " AND " IS_DELETED("q") ")");
 		}
-		ta_sd_append_returning(&sql, "c", keys);
+		ta_sd_append_returning(&sql, "RETURNING", "c", more, keys);
 		plan = ta_sd_make_plan_over(PLAN_UNMARK_DEPENDENTS, key->constraint, InvalidOid, key->child, key->parent, others,
 									sql.data, key->nkeys + 1, types);
 	}
-	n = ta_sd_run_own_plan(plan, values, DatumGetUUIDP(id), ta_sd_run_plan_on_latest);
+	n = ta_sd_run_own_plan(plan, values, NULL, arrays->deletions, arrays->ndeletions, ta_sd_run_plan_on_latest);
 	ta_sd_owner_end(&frame);
-	restore_all_dependents(keys, n, id);
+	queue_dependents(cascade, keys, more, n);
 	table_close(child, NoLock);
+}
+
+/* The plan of a kind over rows and the deletions that they were of, $1 and $2. */
+static SPIPlanPtr
+plan_of_restored(PlanKind kind, Relation rel, const char *statement, const char *condition, const char *word, List *keys)
+{
+	Oid			   relid = RelationGetRelid(rel);
+	SPIPlanPtr	   plan = ta_sd_find_plan(kind, relid, InvalidOid);
+	Oid			   types[2] = {TIDARRAYOID, UUIDARRAYOID};
+	StringInfoData sql;
+
+	if (plan != NULL)
+		return plan;
+	initStringInfo(&sql);
+	if (kind == PLAN_FIND_RESTORED)
+		ta_sd_append_returning(&sql, word, "t", TA_RETURN_ID, keys);
+	appendStringInfo(&sql, statement, ta_sd_qualified_name(relid));
+	appendStringInfo(&sql, " ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS k(place, id)"
+						   " WHERE t.ctid OPERATOR(pg_catalog.=) k.place%s",
+					 condition);
+	if (kind != PLAN_FIND_RESTORED)
+		ta_sd_append_returning(&sql, word, "t", TA_RETURN_ID, keys);
+	return ta_sd_make_plan_by_row(kind, relid, sql.data, 2, types);
 }
 
 /*
  * ta_sd_restore_row
- *		Restores a row that the caller has locked, or that somebody has restored by
- *		hand, and what went with it: with the deletion that the row names, or with
- *		this one, where its id was cleared by hand, too.  False where a trigger has
- *		dropped the change.
+ *		Restores a row that the caller has locked, and what went with it.  False
+ *		where a trigger has dropped the change.  Raises 23503 where a parent is
+ *		deleted.
  */
 bool
-ta_sd_restore_row(Relation rel, ItemPointer row, bool by_hand, const pg_uuid_t *cleared)
+ta_sd_restore_row(Relation rel, ItemPointer row)
 {
 	Oid				relid = RelationGetRelid(rel);
 	AttrNumber		deletion_id = ta_sd_column_number(rel, DELETION_ID);
@@ -524,37 +667,19 @@ ta_sd_restore_row(Relation rel, ItemPointer row, bool by_hand, const pg_uuid_t *
 	pg_uuid_t		id;
 	bool			isnull = true;
 	bool			found;
-	Datum			values[1];
+	Datum			values[2];
 	TaOwnerFrame	frame;
 	SPIPlanPtr		plan;
 	uint64			done;
+	Cascade			cascade;
 
-	/* whoever restored it by hand, a trigger may have changed it since */
-	if (by_hand)
-		latest_rows(rel, row, 1);
 	CommandCounterIncrement();
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	found = table_tuple_fetch_row_version(rel, row, snapshot, slot);
 	UnregisterSnapshot(snapshot);
-	if (!found && !by_hand)
-		elog(ERROR, "locked row of \"%s\" has vanished", RelationGetRelationName(rel));
-	if (found && by_hand)
-	{
-		(void) slot_getattr(slot, ta_sd_column_number(rel, DELETED_AT), &isnull);
-		found = isnull;
-		isnull = true;
-	}
 	if (!found)
-	{
-		ExecDropSingleTupleTableSlot(slot);
-		return false;
-	}
-	if (cleared != NULL)
-	{
-		id = *cleared;
-		isnull = false;
-	}
-	else if (deletion_id != InvalidAttrNumber)
+		elog(ERROR, "locked row of \"%s\" has vanished", RelationGetRelationName(rel));
+	if (deletion_id != InvalidAttrNumber)
 	{
 		Datum value = slot_getattr(slot, deletion_id, &isnull);
 
@@ -563,28 +688,98 @@ ta_sd_restore_row(Relation rel, ItemPointer row, bool by_hand, const pg_uuid_t *
 	}
 
 	ta_sd_connect_spi();
+	cascade_begin(&cascade, (Datum) 0);
 	ta_sd_owner_begin(&frame, relid);
-	plan = ta_sd_find_plan(PLAN_UNMARK, relid, InvalidOid);
-	if (plan == NULL)
-	{
-		StringInfoData sql;
-		Oid			   types[1] = {TIDARRAYOID};
-
-		initStringInfo(&sql);
-		appendStringInfo(&sql, "UPDATE ONLY %s t SET " DELETED_AT " = NULL%s WHERE t.ctid OPERATOR(pg_catalog.=) ANY ($1)",
-						 ta_sd_qualified_name(relid), deletion_id != InvalidAttrNumber ? ", " DELETION_ID " = NULL" : "");
-		ta_sd_append_returning(&sql, "t", keys);
-		plan = ta_sd_make_plan(PLAN_UNMARK, relid, InvalidOid, relid, InvalidOid, sql.data, 1, types);
-	}
 	values[0] = ta_sd_row_array(row, 1);
-	done = ta_sd_run_own_plan(plan, values, isnull ? NULL : &id, ta_sd_run_plan);
+	if (isnull)
+	{
+		/* nothing can have gone along */
+		Oid types[1] = {TIDARRAYOID};
+
+		keys = NIL;
+		plan = SPI_prepare(psprintf("UPDATE ONLY %s t SET " DELETED_AT " = NULL WHERE t.ctid OPERATOR(pg_catalog.=) ANY ($1)",
+									ta_sd_qualified_name(relid)),
+						   1, types);
+		if (plan == NULL)
+			elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	}
+	else
+	{
+		plan = plan_of_restored(PLAN_UNMARK, rel, "UPDATE ONLY %s t SET " DELETED_AT " = NULL, " DELETION_ID " = NULL FROM",
+								"", "RETURNING", keys);
+		values[1] = ta_sd_id_array(&id, 1);
+	}
+	done = ta_sd_run_own_plan(plan, values, NULL, &id, isnull ? 0 : 1, ta_sd_run_plan);
 	ta_sd_owner_end(&frame);
-	if (!isnull)
-		restore_all_dependents(keys, done, UUIDPGetDatum(&id));
+	queue_dependents(&cascade, keys, TA_RETURN_ID, done);
+	run_cascade(&cascade, restore_dependents);
 	ta_sd_finish_spi();
 
 	/* now, for in a circle they may have come back just so */
 	ta_sd_check_parents_live(rel, slot);
 	ExecDropSingleTupleTableSlot(slot);
 	return done > 0;
+}
+
+/*
+ * ta_sd_restore_rows_by_hand
+ *		Somebody has cleared deleted_at.  What went with the deletion that each row
+ *		was of comes back with it; a nil id stands for none.  Raises 23503 where a
+ *		parent is deleted.
+ */
+void
+ta_sd_restore_rows_by_hand(Relation rel, ItemPointerData *rows, const pg_uuid_t *ids, int nrows)
+{
+	AttrNumber deleted_at = ta_sd_column_number(rel, DELETED_AT);
+	bool	   has_id = ta_sd_column_number(rel, DELETION_ID) != InvalidAttrNumber;
+	List	  *keys = ta_sd_cascading(ta_foreign_keys_to(rel));
+
+	for (int first = 0; first < nrows; first += MAX_MARKED_PARENTS)
+	{
+		int				n = Min(MAX_MARKED_PARENTS, nrows - first);
+		Datum			values[2];
+		TaOwnerFrame	frame;
+		SPIPlanPtr		plan;
+		Cascade			cascade;
+		TupleTableSlot *slot;
+
+		ta_sd_connect_spi();
+		cascade_begin(&cascade, (Datum) 0);
+		ta_sd_owner_begin(&frame, RelationGetRelid(rel));
+		latest_rows(rel, rows + first, n);
+		values[0] = ta_sd_row_array(rows + first, n);
+		values[1] = ta_sd_id_array(ids + first, n);
+		if (has_id && keys != NIL)
+		{
+			plan = plan_of_restored(PLAN_FIND_RESTORED, rel, " FROM ONLY %s t,", " AND t." DELETED_AT " IS NULL", "SELECT", keys);
+			queue_dependents(&cascade, keys, TA_RETURN_ID, ta_sd_run_plan(plan, values, NULL));
+		}
+		if (has_id)
+		{
+			plan = plan_of_restored(PLAN_CLEAR, rel, "UPDATE ONLY %s t SET " DELETION_ID " = NULL FROM",
+									" AND t." DELETED_AT " IS NULL AND t." DELETION_ID " IS NOT NULL", "", NIL);
+			(void) ta_sd_run_plan(plan, values, NULL);
+		}
+		ta_sd_owner_end(&frame);
+		run_cascade(&cascade, restore_dependents);
+		ta_sd_finish_spi();
+
+		/* now, for in a circle they may have come back just so */
+		slot = MakeSingleTupleTableSlot(RelationGetDescr(rel), table_slot_callbacks(rel));
+		latest_rows(rel, rows + first, n);
+		for (int i = first; i < first + n; i++)
+		{
+			Snapshot snapshot = RegisterSnapshot(GetLatestSnapshot());
+			bool	 isnull = false;
+
+			CHECK_FOR_INTERRUPTS();
+			if (table_tuple_fetch_row_version(rel, &rows[i], snapshot, slot))
+				(void) slot_getattr(slot, deleted_at, &isnull);
+			UnregisterSnapshot(snapshot);
+			if (isnull)
+				ta_sd_check_parents_live(rel, slot);
+			ExecClearTuple(slot);
+		}
+		ExecDropSingleTupleTableSlot(slot);
+	}
 }

@@ -19,8 +19,9 @@
 #define MAX_MARKED_PARENTS 1024
 
 extern Datum  ta_sd_new_deletion_id(void);
-extern uint64 ta_sd_delete_rows(Relation rel, ItemPointerData *rows, int nrows, Datum id);
+extern uint64 ta_sd_delete_rows(Relation rel, ItemPointerData *rows, int nrows, Datum id, CommandId since);
 extern void	  ta_sd_delete_rows_by_hand(Relation rel, ItemPointerData *rows, int nrows, Datum id);
-extern bool	  ta_sd_restore_row(Relation rel, ItemPointer row, bool by_hand, const pg_uuid_t *cleared);
+extern bool	  ta_sd_restore_row(Relation rel, ItemPointer row);
+extern void	  ta_sd_restore_rows_by_hand(Relation rel, ItemPointerData *rows, const pg_uuid_t *ids, int nrows);
 
 #endif /* TECHALLY_SOFT_DELETE_CASCADE_H */

@@ -443,13 +443,9 @@ raise_deleted_parent(Relation child, const ParentKey *parent, TupleTableSlot *sl
 			 errtableconstraint(child, ta_foreign_key_name(&parent->key))));
 }
 
-/*
- * ta_sd_check_parents_live
- *		No living row under a deleted one: the parents that cascade must live, and
- *		stay so.
- */
-void
-ta_sd_check_parents_live(Relation rel, TupleTableSlot *slot)
+/* Locks the parents by keys that cascade FOR KEY SHARE, and checks that they live. */
+static void
+hold_parents(Relation rel, TupleTableSlot *slot, bool check)
 {
 	Child *child = child_of(rel);
 
@@ -462,10 +458,32 @@ ta_sd_check_parents_live(Relation rel, TupleTableSlot *slot)
 		if (parent.key.on_delete != FKCONSTR_ACTION_CASCADE || parent.parent_deleted_at == InvalidAttrNumber ||
 			!ta_sd_is_soft_delete_relid(parent.key.parent))
 			continue;
-		if (find_parent(&parent, RelationGetRelid(rel), slot, true, &is_key, &deleted) && deleted)
+		if (find_parent(&parent, RelationGetRelid(rel), slot, true, &is_key, &deleted) && deleted && check)
 			raise_deleted_parent(rel, &parent, slot, true);
 		child = child_of(rel);
 	}
+}
+
+/*
+ * ta_sd_lock_parents
+ *		Locks the parents of a row that is going to be restored, so that nobody
+ *		deletes or purges them meanwhile; before the row itself is locked.
+ */
+void
+ta_sd_lock_parents(Relation rel, TupleTableSlot *slot)
+{
+	hold_parents(rel, slot, false);
+}
+
+/*
+ * ta_sd_check_parents_live
+ *		No living row under a deleted one: the parents that cascade must live, and
+ *		stay so.  Raises 23503.
+ */
+void
+ta_sd_check_parents_live(Relation rel, TupleTableSlot *slot)
+{
+	hold_parents(rel, slot, true);
 }
 
 /* ---------------------------------------------------------------------

@@ -16,6 +16,7 @@
 extern void ta_sd_parents_init(void);
 
 extern bool ta_sd_is_orphaned(Relation rel, TupleTableSlot *slot);
+extern void ta_sd_lock_parents(Relation rel, TupleTableSlot *slot);
 extern void ta_sd_check_parents_live(Relation rel, TupleTableSlot *slot);
 
 #endif /* TECHALLY_SOFT_DELETE_PARENTS_H */

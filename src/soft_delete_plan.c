@@ -39,6 +39,7 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/plancache.h"
 #include "utils/rel.h"
 #include "utils/reltrigger.h"
 #include "utils/ruleutils.h"
@@ -71,8 +72,9 @@ typedef struct PlanEntry
 static HTAB *plans = NULL;
 static List *retired_plans = NIL; /* in CacheMemoryContext */
 
-/* the deletion whose rows a statement of ours is just writing */
-static const pg_uuid_t *own_deletion = NULL;
+/* the deletions whose rows a statement of ours is just writing, in order */
+static const pg_uuid_t *own_deletions = NULL;
+static int				nown_deletions = 0;
 
 /* ---------------------------------------------------------------------
  * Plans
@@ -159,23 +161,16 @@ ta_sd_find_plan(PlanKind kind, Oid relid, Oid other)
 }
 
 /*
- * ta_sd_make_plan_over
- *		Prepares a statement and keeps its plan until one of the two tables, or of
- *		the others, changes. What it replaces may be running further up the stack:
- *		it goes when the transaction ends.
+ * Keeps a plan under its key.  What it replaces may be running further up the
+ * stack: it goes when the transaction ends.
  */
-SPIPlanPtr
-ta_sd_make_plan_over(PlanKind kind, Oid relid, Oid other, Oid table, Oid second_table, List *others,
-					 const char *sql, int nargs, Oid *types)
+static void
+keep_plan(SPIPlanPtr plan, PlanKind kind, Oid relid, Oid other, Oid table, Oid second_table, List *others)
 {
 	PlanKey		  key;
 	PlanEntry	 *entry;
 	bool		  found;
-	SPIPlanPtr	  plan = SPI_prepare(sql, nargs, types);
 	MemoryContext old_context;
-
-	if (plan == NULL)
-		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
 
 	memset(&key, 0, sizeof(key));
 	key.kind = kind;
@@ -201,6 +196,22 @@ ta_sd_make_plan_over(PlanKind kind, Oid relid, Oid other, Oid table, Oid second_
 	old_context = MemoryContextSwitchTo(CacheMemoryContext);
 	entry->others = list_copy(others);
 	MemoryContextSwitchTo(old_context);
+}
+
+/*
+ * ta_sd_make_plan_over
+ *		Prepares a statement and keeps its plan until one of the two tables, or of
+ *		the others, changes.
+ */
+SPIPlanPtr
+ta_sd_make_plan_over(PlanKind kind, Oid relid, Oid other, Oid table, Oid second_table, List *others,
+					 const char *sql, int nargs, Oid *types)
+{
+	SPIPlanPtr plan = SPI_prepare(sql, nargs, types);
+
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	keep_plan(plan, kind, relid, other, table, second_table, others);
 	return plan;
 }
 
@@ -213,6 +224,30 @@ ta_sd_make_plan(PlanKind kind, Oid relid, Oid other, Oid table, Oid second_table
 				const char *sql, int nargs, Oid *types)
 {
 	return ta_sd_make_plan_over(kind, relid, other, table, second_table, NIL, sql, nargs, types);
+}
+
+/*
+ * ta_sd_make_plan_by_row
+ *		The same for a statement over rows of one table that are given by their
+ *		addresses: it fetches them and does not look through the table for them,
+ *		however small the table is just now, and however many they are.
+ */
+SPIPlanPtr
+ta_sd_make_plan_by_row(PlanKind kind, Oid relid, const char *sql, int nargs, Oid *types)
+{
+	SPIPlanPtr	plan = SPI_prepare_cursor(sql, nargs, types, CURSOR_OPT_GENERIC_PLAN);
+	CachedPlan *cached;
+	int			guc_level = NewGUCNestLevel();
+
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare_cursor failed: %s", SPI_result_code_string(SPI_result));
+	keep_plan(plan, kind, relid, InvalidOid, relid, InvalidOid, NIL);
+	(void) set_config_option("enable_seqscan", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	cached = SPI_plan_get_cached_plan(plan);
+	if (cached != NULL)
+		ReleaseCachedPlan(cached, CurrentResourceOwner);
+	AtEOXact_GUC(true, guc_level);
+	return plan;
 }
 
 /*
@@ -231,23 +266,27 @@ ta_sd_run_plan(SPIPlanPtr plan, Datum *values, const char *nulls)
 
 /*
  * ta_sd_run_own_plan
- *		The same as a statement that sets or clears deleted_at of rows of this
- *		deletion, which nobody has done by hand.
+ *		The same as a statement that sets or clears deleted_at of rows of these
+ *		deletions, which stand in order: nobody has done that by hand.
  */
 uint64
-ta_sd_run_own_plan(SPIPlanPtr plan, Datum *values, const pg_uuid_t *id, uint64 (*run)(SPIPlanPtr, Datum *, const char *))
+ta_sd_run_own_plan(SPIPlanPtr plan, Datum *values, const char *nulls, const pg_uuid_t *ids, int nids,
+				   uint64 (*run)(SPIPlanPtr, Datum *, const char *))
 {
-	const pg_uuid_t *outer = own_deletion;
+	const pg_uuid_t *outer = own_deletions;
+	int				 nouter = nown_deletions;
 	uint64			 n = 0;
 
-	own_deletion = id;
+	own_deletions = ids;
+	nown_deletions = nids;
 	PG_TRY();
 	{
-		n = run(plan, values, NULL);
+		n = run(plan, values, nulls);
 	}
 	PG_FINALLY();
 	{
-		own_deletion = outer;
+		own_deletions = outer;
+		nown_deletions = nouter;
 	}
 	PG_END_TRY();
 	return n;
@@ -274,6 +313,12 @@ ta_sd_run_plan_on_latest(SPIPlanPtr plan, Datum *values, const char *nulls)
 	return SPI_processed;
 }
 
+static int
+compare_ids(const void *a, const void *b)
+{
+	return memcmp(a, b, sizeof(pg_uuid_t));
+}
+
 /*
  * is_own_deletion(before uuid, after uuid) → boolean
  *		Whether a statement of ours is just now writing rows of the deletion that
@@ -283,10 +328,10 @@ PG_FUNCTION_INFO_V1(ta_is_own_deletion);
 Datum
 ta_is_own_deletion(PG_FUNCTION_ARGS)
 {
-	for (int i = 0; i < 2; i++)
+	for (int i = 0; i < 2 && nown_deletions > 0; i++)
 	{
-		if (own_deletion != NULL && !PG_ARGISNULL(i) &&
-			memcmp(PG_GETARG_UUID_P(i), own_deletion, sizeof(pg_uuid_t)) == 0)
+		if (!PG_ARGISNULL(i) &&
+			bsearch(PG_GETARG_UUID_P(i), own_deletions, nown_deletions, sizeof(pg_uuid_t), compare_ids) != NULL)
 			PG_RETURN_BOOL(true);
 	}
 	PG_RETURN_BOOL(false);
@@ -479,25 +524,58 @@ ta_sd_raise_no_column(Relation rel)
  */
 
 /*
+ * ta_sd_unique_ids
+ *		Puts ids in order and drops duplicates; returns how many are left.
+ */
+int
+ta_sd_unique_ids(pg_uuid_t *ids, int nids)
+{
+	int n = 0;
+
+	qsort(ids, nids, sizeof(pg_uuid_t), compare_ids);
+	for (int i = 0; i < nids; i++)
+	{
+		if (n == 0 || compare_ids(&ids[n - 1], &ids[i]) != 0)
+			ids[n++] = ids[i];
+	}
+	return n;
+}
+
+/* An array of values that follow each other without a gap. */
+static Datum
+packed_array(Oid type, const void *values, Size size, int n)
+{
+	Size	   header = ARR_OVERHEAD_NONULLS(1);
+	ArrayType *array = palloc0(header + size * n);
+
+	SET_VARSIZE(array, header + size * n);
+	array->ndim = 1;
+	array->dataoffset = 0;
+	array->elemtype = type;
+	*ARR_DIMS(array) = n;
+	*ARR_LBOUND(array) = 1;
+	memcpy((char *) array + header, values, size * n);
+	return PointerGetDatum(array);
+}
+
+/*
  * ta_sd_row_array
- *		A tid[], whose elements follow each other without a gap.
+ *		A tid[].
  */
 Datum
 ta_sd_row_array(const ItemPointerData *rows, int nrows)
 {
-	Size	   size = ARR_OVERHEAD_NONULLS(1) + sizeof(ItemPointerData) * nrows;
-	ArrayType *array = palloc0(size);
+	return packed_array(TIDOID, rows, sizeof(ItemPointerData), nrows);
+}
 
-	SET_VARSIZE(array, size);
-	array->ndim = 1;
-	array->dataoffset = 0;
-	array->elemtype = TIDOID;
-	ARR_DIMS(array)
-	[0] = nrows;
-	ARR_LBOUND(array)
-	[0] = 1;
-	memcpy((char *) array + ARR_OVERHEAD_NONULLS(1), rows, sizeof(ItemPointerData) * nrows);
-	return PointerGetDatum(array);
+/*
+ * ta_sd_id_array
+ *		A uuid[].
+ */
+Datum
+ta_sd_id_array(const pg_uuid_t *ids, int nids)
+{
+	return packed_array(UUIDOID, ids, sizeof(pg_uuid_t), nids);
 }
 
 /*
@@ -520,15 +598,29 @@ ta_sd_cascading(List *keys)
 
 /*
  * ta_sd_append_returning
- *		" RETURNING t.a, t.b, …": the columns that these foreign keys refer to, key
- *		after key.
+ *		"k.id, t.tableoid, t.a, t.b, …": what more says, then the columns that these
+ *		foreign keys refer to, key after key; behind the word RETURNING or SELECT.
+ *		Nothing where there is no key.
  */
 void
-ta_sd_append_returning(StringInfo sql, const char *alias, List *keys)
+ta_sd_append_returning(StringInfo sql, const char *word, const char *alias, int more, List *keys)
 {
 	ListCell   *cell;
-	const char *separator = " RETURNING ";
+	const char *separator = "";
 
+	if (keys == NIL)
+		return;
+	appendStringInfo(sql, " %s ", word);
+	if (more & TA_RETURN_ID)
+	{
+		appendStringInfoString(sql, "k.id");
+		separator = ", ";
+	}
+	if (more & TA_RETURN_TABLE)
+	{
+		appendStringInfo(sql, "%s%s.tableoid", separator, alias);
+		separator = ", ";
+	}
 	foreach(cell, keys)
 	{
 		TaForeignKey *key = lfirst(cell);
@@ -549,19 +641,48 @@ key_type(const TaForeignKey *key, int i)
 	return getBaseType(get_atttype(key->parent, key->parent_columns[i]));
 }
 
+/* Whether rows of a table are rows of this one, or of a partition of it. */
+static bool
+lies_in(Oid relid, Oid table)
+{
+	return relid == table || (get_rel_relispartition(relid) && list_member_oid(get_partition_ancestors(relid), table));
+}
+
 /*
  * ta_sd_take_keys
- *		Makes arrays of the columns from first_column on that the last statement has
- *		returned.
+ *		Makes arrays of what the last statement has returned for a key: its columns
+ *		from first_column on, and what more says.  With TA_RETURN_TABLE only rows of
+ *		the partition that the key refers to are taken.
  */
 void
-ta_sd_take_keys(const TaForeignKey *key, SPITupleTable *table, uint64 nrows, int first_column, TaKeyArrays *arrays)
+ta_sd_take_keys(const TaForeignKey *key, SPITupleTable *table, uint64 nrows, int more,
+				int first_column, TaKeyArrays *arrays)
 {
-	Datum *values = palloc(sizeof(Datum) * Max(nrows, 1));
-	bool  *nulls = palloc(sizeof(bool) * Max(nrows, 1));
-	int	   dims[1] = {(int) nrows};
-	int	   lower_bounds[1] = {1};
+	Datum  *values = palloc(sizeof(Datum) * Max(nrows, 1));
+	bool   *nulls = palloc(sizeof(bool) * Max(nrows, 1));
+	uint64 *taken = palloc(sizeof(uint64) * Max(nrows, 1));
+	int		ntaken = 0;
+	int		lower_bounds[1] = {1};
+	int		table_column = more & TA_RETURN_ID ? 2 : 1;
+	Oid		last_table = InvalidOid;
+	bool	last_lies_in = true;
+	bool	isnull;
 
+	for (uint64 r = 0; r < nrows; r++)
+	{
+		if (more & TA_RETURN_TABLE)
+		{
+			Oid relid = DatumGetObjectId(SPI_getbinval(table->vals[r], table->tupdesc, table_column, &isnull));
+
+			if (relid != last_table)
+			{
+				last_table = relid;
+				last_lies_in = lies_in(relid, key->parent);
+			}
+		}
+		if (last_lies_in)
+			taken[ntaken++] = r;
+	}
 	for (int i = 0; i < key->nkeys; i++)
 	{
 		Oid	  type = key_type(key, i);
@@ -570,38 +691,57 @@ ta_sd_take_keys(const TaForeignKey *key, SPITupleTable *table, uint64 nrows, int
 		char  typalign;
 
 		get_typlenbyvalalign(type, &typlen, &typbyval, &typalign);
-		for (uint64 r = 0; r < nrows; r++)
-			values[r] = SPI_getbinval(table->vals[r], table->tupdesc, first_column + i, &nulls[r]);
-		arrays->values[i] = PointerGetDatum(construct_md_array(values, nulls, 1, dims, lower_bounds, type,
+		for (int r = 0; r < ntaken; r++)
+			values[r] = SPI_getbinval(table->vals[taken[r]], table->tupdesc, first_column + i, &nulls[r]);
+		arrays->values[i] = PointerGetDatum(construct_md_array(values, nulls, 1, &ntaken, lower_bounds, type,
 															   typlen, typbyval, typalign));
 	}
-	arrays->nrows = (int) nrows;
+	arrays->ids = (Datum) 0;
+	arrays->deletions = NULL;
+	arrays->ndeletions = 0;
+	if (more & TA_RETURN_ID)
+	{
+		arrays->deletions = palloc(sizeof(pg_uuid_t) * Max(ntaken, 1));
+		for (int r = 0; r < ntaken; r++)
+			arrays->deletions[r] = *DatumGetUUIDP(SPI_getbinval(table->vals[taken[r]], table->tupdesc, 1, &isnull));
+		arrays->ids = ta_sd_id_array(arrays->deletions, ntaken);
+		arrays->ndeletions = ta_sd_unique_ids(arrays->deletions, ntaken);
+	}
+	arrays->nrows = ntaken;
 	pfree(values);
 	pfree(nulls);
+	pfree(taken);
 }
 
 /*
  * ta_sd_append_keys_from
- *		"ROWS FROM (unnest($1), …) AS k(k1, …)" and fills in the types of the
- *		arrays.
+ *		"ROWS FROM (unnest($1), …) AS k(k1, …)", with_id: and a column id, and fills
+ *		in the types of the arrays.
  */
 void
-ta_sd_append_keys_from(StringInfo sql, const TaForeignKey *key, int first_parameter, Oid *types)
+ta_sd_append_keys_from(StringInfo sql, const TaForeignKey *key, bool with_id, Oid *types)
 {
+	int i;
+
 	appendStringInfoString(sql, "ROWS FROM (");
-	for (int i = 0; i < key->nkeys; i++)
+	for (i = 0; i < key->nkeys; i++)
 	{
 		types[i] = get_array_type(key_type(key, i));
 		if (!OidIsValid(types[i]))
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_OBJECT),
 					 errmsg("could not find array type for data type %s", format_type_be(key_type(key, i)))));
-		appendStringInfo(sql, "%spg_catalog.unnest($%d)", i > 0 ? ", " : "", first_parameter + i);
+		appendStringInfo(sql, "%spg_catalog.unnest($%d)", i > 0 ? ", " : "", i + 1);
+	}
+	if (with_id)
+	{
+		types[i] = UUIDARRAYOID;
+		appendStringInfo(sql, ", pg_catalog.unnest($%d)", i + 1);
 	}
 	appendStringInfoString(sql, ") AS k(");
-	for (int i = 0; i < key->nkeys; i++)
+	for (i = 0; i < key->nkeys; i++)
 		appendStringInfo(sql, "%sk%d", i > 0 ? ", " : "", i + 1);
-	appendStringInfoString(sql, ")");
+	appendStringInfoString(sql, with_id ? ", id)" : ")");
 }
 
 /*

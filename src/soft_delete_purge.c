@@ -17,6 +17,7 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "lib/stringinfo.h"
@@ -51,16 +52,25 @@ append_keepers(StringInfo sql, Relation rel, const char *alias, int depth)
 {
 	ListCell *cell;
 
-	foreach(cell, ta_foreign_keys_to(rel))
+	foreach(cell, ta_foreign_keys_to_tree(rel))
 	{
 		TaForeignKey *key = lfirst(cell);
 		char		 *child_alias = psprintf("x%d", depth);
 		Relation	  child;
+		ListCell	 *partition;
 
 		if (key->on_delete == FKCONSTR_ACTION_SETNULL || key->on_delete == FKCONSTR_ACTION_SETDEFAULT)
 			continue;
 		appendStringInfo(sql, " OR EXISTS (SELECT FROM %s %s WHERE ", ta_sd_qualified_name(key->child), child_alias);
 		ta_sd_append_join(sql, key, alias, child_alias);
+		/* a key that refers to one partition */
+		if (key->parent != RelationGetRelid(rel))
+		{
+			appendStringInfo(sql, " AND %s.tableoid OPERATOR(pg_catalog.=) ANY (ARRAY[0", alias);
+			foreach(partition, find_all_inheritors(key->parent, AccessShareLock, NULL))
+				appendStringInfo(sql, ", %u", lfirst_oid(partition));
+			appendStringInfoString(sql, "]::pg_catalog.oid[])");
+		}
 		if (key->on_delete == FKCONSTR_ACTION_CASCADE)
 		{
 			child = table_open(key->child, AccessShareLock);
@@ -81,16 +91,18 @@ append_keepers(StringInfo sql, Relation rel, const char *alias, int depth)
 static uint64
 really_delete(Oid relid, ItemPointerData *rows, int nrows)
 {
-	Datum  values[1] = {ta_sd_row_array(rows, nrows)};
-	Oid	   types[1] = {TIDARRAYOID};
-	uint64 n;
+	Datum	   values[1] = {ta_sd_row_array(rows, nrows)};
+	Oid		   types[1] = {TIDARRAYOID};
+	SPIPlanPtr plan = ta_sd_find_plan(PLAN_REMOVE, relid, InvalidOid);
+	uint64	   n;
 
+	if (plan == NULL)
+		plan = ta_sd_make_plan_by_row(PLAN_REMOVE, relid,
+									  psprintf("DELETE FROM ONLY %s t WHERE t.ctid OPERATOR(pg_catalog.=) ANY ($1)",
+											   ta_sd_qualified_name(relid)),
+									  1, types);
 	ta_pass_through_begin(relid);
-	if (SPI_execute_with_args(psprintf("DELETE FROM ONLY %s t WHERE t.ctid OPERATOR(pg_catalog.=) ANY ($1)",
-									   ta_sd_qualified_name(relid)),
-							  1, types, values, NULL, false, 0) != SPI_OK_DELETE)
-		elog(ERROR, "could not delete rows");
-	n = SPI_processed;
+	n = ta_sd_run_plan(plan, values, NULL);
 	ta_pass_through_end();
 	return n;
 }

@@ -32,7 +32,9 @@
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
+#include "commands/comment.h"
 #include "commands/defrem.h"
+#include "commands/tablespace.h"
 #include "commands/trigger.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
@@ -43,6 +45,7 @@
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/partcache.h"
 #include "utils/rel.h"
@@ -156,7 +159,7 @@ check_dependents(Relation rel, List *targets)
 {
 	ListCell *cell;
 
-	foreach(cell, ta_foreign_keys_to(rel))
+	foreach(cell, ta_foreign_keys_to_tree(rel))
 	{
 		TaForeignKey *key = lfirst(cell);
 		Relation	  child;
@@ -292,6 +295,38 @@ guard_name(Relation child, Oid parent)
 }
 
 /*
+ * Whether a BEFORE trigger that is not ours may change columns that the UPDATE
+ * does not name: then triggers for certain columns would not notice.
+ */
+static bool
+triggers_may_change(Relation rel)
+{
+	TriggerDesc *triggers = rel->trigdesc;
+	Oid			 ours = get_namespace_oid("techally", false);
+	bool		 result = false;
+	ListCell	*cell;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		Trigger *trigger = &triggers->triggers[i];
+
+		if (TRIGGER_FOR_ROW(trigger->tgtype) && TRIGGER_FOR_BEFORE(trigger->tgtype) &&
+			TRIGGER_FOR_UPDATE(trigger->tgtype) && get_func_namespace(trigger->tgfoid) != ours)
+			return true;
+	}
+	if (rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		return false;
+	foreach(cell, find_inheritance_children(RelationGetRelid(rel), AccessShareLock))
+	{
+		Relation partition = table_open(lfirst_oid(cell), NoLock);
+
+		result |= triggers_may_change(partition);
+		table_close(partition, NoLock);
+	}
+	return result;
+}
+
+/*
  * Puts a guard on a table that refers to a soft-delete table, or replaces one
  * that does not cover the columns of all its foreign keys any more.
  */
@@ -308,6 +343,7 @@ install_guard(Oid childid, Oid parent)
 	bool		   done = false;
 	bool		   stale;
 	bool		   partitioned;
+	bool		   of_columns = !triggers_may_change(child);
 	ListCell	  *cell;
 	StringInfoData sql;
 	int			   column = -1;
@@ -332,7 +368,7 @@ install_guard(Oid childid, Oid parent)
 			continue;
 		for (int c = 0; c < trigger->tgnattr; c++)
 			covered = bms_add_member(covered, trigger->tgattr[c]);
-		if (columns != NULL && bms_equal(covered, columns) && trigger->tgdeferrable == deferrable &&
+		if (columns != NULL && bms_equal(covered, of_columns ? columns : NULL) && trigger->tgdeferrable == deferrable &&
 			trigger->tginitdeferred == deferred && trigger->tgenabled != TRIGGER_DISABLED)
 			done = true;
 		else if (!trigger->tgisclone)
@@ -353,9 +389,9 @@ install_guard(Oid childid, Oid parent)
 		/* a row that moves to another partition is deleted from its own */
 		if (partitioned)
 			appendStringInfoString(&sql, " OR DELETE");
-		appendStringInfoString(&sql, " OR UPDATE OF ");
-		while ((column = bms_next_member(columns, column)) >= 0)
-			appendStringInfo(&sql, "%s%s", column == bms_next_member(columns, -1) ? "" : ", ",
+		appendStringInfoString(&sql, " OR UPDATE");
+		while (of_columns && (column = bms_next_member(columns, column)) >= 0)
+			appendStringInfo(&sql, "%s%s", column == bms_next_member(columns, -1) ? " OF " : ", ",
 							 quote_identifier(get_attname(childid, column, false)));
 		appendStringInfo(&sql, " ON %s FROM %s%s%s FOR EACH ROW EXECUTE FUNCTION techally." TA_GUARD_FUNCTION "()",
 						 ta_sd_qualified_name(childid), ta_sd_qualified_name(parent), deferrable ? " DEFERRABLE" : "",
@@ -364,39 +400,36 @@ install_guard(Oid childid, Oid parent)
 	}
 }
 
-/* All guards that this table needs: on those who refer to it, and on itself. */
+/* All guards that this table needs: on those who refer to it or to a partition of it, and on itself. */
 static void
 install_guards(Oid relid)
 {
 	Relation  rel = table_open(relid, ShareRowExclusiveLock);
-	List	 *referring = NIL;
-	List	 *referred = NIL;
+	List	 *children = NIL;
+	List	 *parents = NIL;
 	ListCell *cell;
+	ListCell *other;
 
-	foreach(cell, ta_foreign_keys_to(rel))
+	foreach(cell, ta_foreign_keys_to_tree(rel))
 	{
 		TaForeignKey *key = lfirst(cell);
 
-		if (key->parent == relid)
-			referring = list_append_unique_oid(referring, key->child);
+		children = lappend_oid(children, key->child);
+		parents = lappend_oid(parents, key->parent);
 	}
 	foreach(cell, ta_foreign_keys_of(rel))
 	{
 		TaForeignKey *key = lfirst(cell);
-		Relation	  parent;
 
-		if (key->parent == relid)
-			continue;
-		parent = table_open(key->parent, AccessShareLock);
-		if (ta_is_soft_delete_table(parent))
-			referred = list_append_unique_oid(referred, key->parent);
-		table_close(parent, NoLock);
+		if (ta_sd_is_soft_delete_relid(key->parent))
+		{
+			children = lappend_oid(children, relid);
+			parents = lappend_oid(parents, key->parent);
+		}
 	}
 	table_close(rel, NoLock);
-	foreach(cell, referring)
-		install_guard(lfirst_oid(cell), relid);
-	foreach(cell, referred)
-		install_guard(relid, lfirst_oid(cell));
+	forboth(cell, children, other, parents)
+		install_guard(lfirst_oid(cell), lfirst_oid(other));
 }
 
 /* ---------------------------------------------------------------------
@@ -418,6 +451,7 @@ enable_one(Oid relid, List *targets)
 	bool	 has_deletion_id;
 	bool	 has_index;
 	bool	 partitioned;
+	bool	 of_columns;
 	TaFrame	 frame;
 
 	check_table(relid);
@@ -427,6 +461,7 @@ enable_one(Oid relid, List *targets)
 	check_columns(rel, &has_deleted_at, &has_deletion_id);
 	check_dependents(rel, targets);
 	partitioned = rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE;
+	of_columns = !triggers_may_change(rel);
 	has_index = has_deleted_at && has_deleted_index(rel);
 	table_close(rel, NoLock);
 	table = ta_sd_qualified_name(relid);
@@ -447,11 +482,11 @@ enable_one(Oid relid, List *targets)
 	run_utility(psprintf("CREATE OR REPLACE TRIGGER " DELETE_TRIGGER " BEFORE DELETE ON %s"
 						 " FOR EACH ROW EXECUTE FUNCTION techally." TA_DELETE_FUNCTION "()",
 						 table));
-	run_utility(psprintf("CREATE OR REPLACE TRIGGER " CHANGE_TRIGGER " AFTER UPDATE OF " TA_DELETED_AT " ON %s"
+	run_utility(psprintf("CREATE OR REPLACE TRIGGER " CHANGE_TRIGGER " AFTER UPDATE%s ON %s"
 						 " FOR EACH ROW WHEN ((OLD." TA_DELETED_AT " IS NULL) <> (NEW." TA_DELETED_AT " IS NULL)"
 						 " AND NOT techally.is_own_deletion(OLD." TA_DELETION_ID ", NEW." TA_DELETION_ID "))"
 						 " EXECUTE FUNCTION techally." TA_CHANGE_FUNCTION "()",
-						 table));
+						 of_columns ? " OF " TA_DELETED_AT : "", table));
 	if (partitioned)
 		run_utility(psprintf("CREATE OR REPLACE TRIGGER " MOVE_TRIGGER " BEFORE UPDATE ON %s"
 							 " FOR EACH ROW EXECUTE FUNCTION techally." TA_MOVE_FUNCTION "()",
@@ -524,7 +559,7 @@ guards_from(Oid parent, List **names)
 		"SELECT t.tgrelid, t.tgname FROM pg_catalog.pg_trigger t"
 		"  JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid"
 		"  JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace"
-		" WHERE t.tgconstrrelid = $1 AND t.tgparentid = 0"
+		" WHERE t.tgparentid = 0 AND t.tgconstrrelid IN (SELECT p.relid FROM pg_catalog.pg_partition_tree($1) p UNION ALL SELECT $1)"
 		"   AND p.proname = '" TA_GUARD_FUNCTION "' AND n.nspname = 'techally'"
 		" ORDER BY 1";
 	Oid	   types[1] = {OIDOID};
@@ -696,13 +731,45 @@ is_among_living(Relation index, AttrNumber deleted_at)
 		   ((Var *) test->arg)->varattno == deleted_at;
 }
 
-/* Raises 2BP01 where a unique key is needed as it is. */
+/* Drops a unique constraint or index. */
+static void
+drop_key(Oid relid, Oid indexid)
+{
+	Oid constraint = get_index_constraint(indexid);
+
+	if (OidIsValid(constraint))
+		run_utility(psprintf("ALTER TABLE %s DROP CONSTRAINT %s", ta_sd_qualified_name(relid),
+							 quote_identifier(get_constraint_name(constraint))));
+	else
+		run_utility(psprintf("DROP INDEX %s", ta_sd_qualified_name(indexid)));
+}
+
+/* Whether two indexes over the same columns tell the same values apart. */
+static bool
+same_equality(Relation a, Relation b)
+{
+	int n = a->rd_index->indnkeyatts;
+
+	for (int i = 0; i < n; i++)
+	{
+		int k;
+
+		for (k = 0; k < n; k++)
+			if (b->rd_index->indkey.values[k] == a->rd_index->indkey.values[i])
+				break;
+		if (k == n || a->rd_indcollation[i] != b->rd_indcollation[k] || a->rd_opfamily[i] != b->rd_opfamily[k])
+			return false;
+	}
+	return ta_index_nulls_equal(a) == ta_index_nulls_equal(b);
+}
+
+/* Raises 2BP01 where a unique key is needed as it is, 0A000 where it is more than an index can be. */
 static void
 check_replaceable(Relation rel, Relation index)
 {
 	ListCell *cell;
 
-	foreach(cell, ta_foreign_keys_to(rel))
+	foreach(cell, ta_foreign_keys_to_tree(rel))
 	{
 		TaForeignKey *key = lfirst(cell);
 
@@ -720,18 +787,73 @@ check_replaceable(Relation rel, Relation index)
 				 errmsg("key \"%s\" of table \"%s\" cannot be replaced", RelationGetRelationName(index),
 						RelationGetRelationName(rel)),
 				 errdetail(index->rd_index->indisprimary ? "It is the primary key." : "It is the replica identity.")));
+	if (!index->rd_index->indimmediate)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("constraint \"%s\" of table \"%s\" cannot be replaced, it is deferrable",
+						RelationGetRelationName(index), RelationGetRelationName(rel)),
+				 errdetail("An index is unique at once."),
+				 errhint("Drop the constraint first if nothing depends on its being deferred.")));
+}
+
+/*
+ * The definition of an index from its columns on: with their collations,
+ * operator classes and order, what it includes, and how it is stored.
+ */
+static char *
+definition_from_columns(Oid relid, Oid indexid)
+{
+	char *definition = TextDatumGetCString(DirectFunctionCall1(pg_get_indexdef, ObjectIdGetDatum(indexid)));
+	char *prefix = psprintf("CREATE UNIQUE INDEX %s ON %s%s ", quote_identifier(get_rel_name(indexid)),
+							get_rel_relkind(relid) == RELKIND_PARTITIONED_TABLE ? "ONLY " : "",
+							ta_sd_qualified_name(relid));
+
+	if (strncmp(definition, prefix, strlen(prefix)) != 0)
+		elog(ERROR, "unexpected definition of an index: %s", definition);
+	return definition + strlen(prefix);
+}
+
+/*
+ * Makes a unique index among the living, as the one that it replaces was, and
+ * gives it its name and comment; over columns where there is none.
+ */
+static void
+make_live_index(Oid relid, Oid replaced, char *columns, const char *label)
+{
+	char *made = ChooseRelationName(get_rel_name(relid), label, "live", get_rel_namespace(relid), false);
+	char *tablespace = OidIsValid(replaced) ? get_tablespace_name(get_rel_tablespace(replaced)) : NULL;
+	Oid	  constraint;
+	char *name;
+	char *comment;
+
+	run_utility(psprintf("CREATE UNIQUE INDEX %s ON %s %s%s%s WHERE " TA_DELETED_AT " IS NULL", quote_identifier(made),
+						 ta_sd_qualified_name(relid),
+						 OidIsValid(replaced) ? definition_from_columns(relid, replaced) : columns,
+						 tablespace ? " TABLESPACE " : "", tablespace ? quote_identifier(tablespace) : ""));
+	if (!OidIsValid(replaced))
+		return;
+	name = pstrdup(get_rel_name(replaced));
+	constraint = get_index_constraint(replaced);
+	comment = OidIsValid(constraint) ? GetComment(constraint, ConstraintRelationId, 0) : NULL;
+	if (comment == NULL)
+		comment = GetComment(replaced, RelationRelationId, 0);
+	drop_key(relid, replaced);
+	made = quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)), made);
+	if (comment != NULL)
+		run_utility(psprintf("COMMENT ON INDEX %s IS %s", made, quote_literal_cstr(comment)));
+	run_utility(psprintf("ALTER INDEX %s RENAME TO %s", made, quote_identifier(name)));
 }
 
 /*
  * live_unique(target regclass, columns name[]) → void
  *		Makes columns of a soft-delete table unique among its living rows, by a
  *		partial unique index.  A unique constraint or index over the same columns
- *		gives way to it and leaves it its name.
+ *		gives way to one that is as it was otherwise, and leaves it its name.
  *
  * Raises 2BP01 where that is the primary key, the replica identity, or used by a
- * foreign key; 55000 for a table that is no soft-delete table; 23505 where living
- * rows are not unique.  Locks the table SHARE, or ACCESS EXCLUSIVE where a key
- * gives way.
+ * foreign key; 0A000 where it is deferrable; 55000 for a table that is no
+ * soft-delete table; 23505 where living rows are not unique.  Locks the table
+ * SHARE, or ACCESS EXCLUSIVE where a key gives way.
  */
 PG_FUNCTION_INFO_V1(ta_live_unique);
 Datum
@@ -743,14 +865,13 @@ ta_live_unique(PG_FUNCTION_ARGS)
 	AttrNumber				 columns[INDEX_MAX_KEYS];
 	AttrNumber				 deleted_at;
 	int						 n;
-	bool					 done = false;
-	bool					 nulls_equal = false;
-	List					*replaced = NIL;
+	List					*living = NIL;
+	List					*others = NIL;
+	List					*obsolete = NIL;
 	ListCell				*cell;
-	StringInfoData			 sql;
+	ListCell				*other;
+	StringInfoData			 list;
 	StringInfoData			 label;
-	char					*name = NULL;
-	char					*made = NULL;
 	TaFrame					 frame;
 
 	ta_require_arguments(fcinfo, names, 2);
@@ -772,54 +893,58 @@ ta_live_unique(PG_FUNCTION_ARGS)
 		if (is_over(index, n, columns))
 		{
 			if (is_among_living(index, deleted_at) && index->rd_index->indisvalid)
-				done = true;
+				living = lappend_oid(living, RelationGetRelid(index));
 			else if (RelationGetIndexPredicate(index) == NIL)
 			{
 				check_replaceable(rel, index);
-				nulls_equal |= ta_index_nulls_equal(index);
-				replaced = lappend_oid(replaced, RelationGetRelid(index));
+				others = lappend_oid(others, RelationGetRelid(index));
 			}
 		}
 		index_close(index, NoLock);
 	}
+	/* those for which there is one among the living already */
+	foreach(cell, others)
+	{
+		Relation index = index_open(lfirst_oid(cell), NoLock);
 
+		foreach(other, living)
+		{
+			Relation one = index_open(lfirst_oid(other), NoLock);
+			bool	 same = same_equality(index, one);
+
+			index_close(one, NoLock);
+			if (same)
+			{
+				obsolete = lappend_oid(obsolete, lfirst_oid(cell));
+				break;
+			}
+		}
+		index_close(index, NoLock);
+	}
 	table_close(rel, NoLock);
 
 	ta_frame_begin(&frame, InvalidOid);
-	initStringInfo(&sql);
+	if (others != NIL)
+		run_utility(psprintf("LOCK TABLE %s IN ACCESS EXCLUSIVE MODE", ta_sd_qualified_name(relid)));
+	initStringInfo(&list);
 	initStringInfo(&label);
-	if (!done)
+	for (int i = 0; i < n; i++)
 	{
-		if (replaced != NIL)
-			run_utility(psprintf("LOCK TABLE %s IN ACCESS EXCLUSIVE MODE", ta_sd_qualified_name(relid)));
-		for (int i = 0; i < n; i++)
-		{
-			char *column = get_attname(relid, columns[i], false);
+		char *column = get_attname(relid, columns[i], false);
 
-			appendStringInfo(&sql, "%s%s", i > 0 ? ", " : "", quote_identifier(column));
-			appendStringInfo(&label, "%s%s", i > 0 ? "_" : "", column);
-		}
-		made = ChooseRelationName(get_rel_name(relid), label.data, "live", get_rel_namespace(relid), false);
-		run_utility(psprintf("CREATE UNIQUE INDEX %s ON %s (%s)%s WHERE " TA_DELETED_AT " IS NULL", quote_identifier(made),
-							 ta_sd_qualified_name(relid), sql.data, nulls_equal ? " NULLS NOT DISTINCT" : ""));
+		appendStringInfo(&list, "%s%s", i > 0 ? ", " : "(", quote_identifier(column));
+		appendStringInfo(&label, "%s%s", i > 0 ? "_" : "", column);
 	}
-	foreach(cell, replaced)
+	appendStringInfoChar(&list, ')');
+	if (others == NIL && living == NIL)
+		make_live_index(relid, InvalidOid, list.data, label.data);
+	foreach(cell, others)
 	{
-		Oid indexid = lfirst_oid(cell);
-		Oid constraint = get_index_constraint(indexid);
-
-		if (name == NULL)
-			name = pstrdup(get_rel_name(indexid));
-		if (OidIsValid(constraint))
-			run_utility(psprintf("ALTER TABLE %s DROP CONSTRAINT %s", ta_sd_qualified_name(relid),
-								 quote_identifier(get_constraint_name(constraint))));
+		if (list_member_oid(obsolete, lfirst_oid(cell)))
+			drop_key(relid, lfirst_oid(cell));
 		else
-			run_utility(psprintf("DROP INDEX %s", ta_sd_qualified_name(indexid)));
+			make_live_index(relid, lfirst_oid(cell), NULL, label.data);
 	}
-	if (name != NULL && !done)
-		run_utility(psprintf("ALTER INDEX %s RENAME TO %s",
-							 quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)), made),
-							 quote_identifier(name)));
 	ta_frame_end(&frame);
 	PG_RETURN_VOID();
 }

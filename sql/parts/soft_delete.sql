@@ -122,7 +122,7 @@ AS 'MODULE_PATHNAME', 'ta_soft_delete_user';
 COMMENT ON FUNCTION techally.soft_delete_user(name, uuid) IS
 'Deletes a user of a store softly; called by the store''s soft_delete_user';
 
--- What enable_soft_delete would put right.
+-- What enable_soft_delete would put right, and what it would refuse by now.
 CREATE FUNCTION techally.soft_delete_health()
 RETURNS TABLE (check_name text, status text, message text)
 LANGUAGE sql STABLE PARALLEL UNSAFE
@@ -132,38 +132,74 @@ AS $function$
         SELECT p.oid, p.proname
           FROM pg_catalog.pg_proc p
          WHERE p.pronamespace = (SELECT n.oid FROM pg_catalog.pg_namespace n WHERE n.nspname = 'techally')
-    ), problems AS (
-        SELECT 'CRITICAL' AS status,
-               format('soft-delete table %s: trigger %s is %s, so that %s', s.target, e.name,
-                      CASE WHEN t.oid IS NULL THEN 'missing' ELSE 'disabled' END, e.consequence) AS message
+    ), tables AS (
+        SELECT s.target, c.relkind
           FROM techally.soft_delete_tables s
           JOIN pg_catalog.pg_class c ON c.oid = s.target
+    ), members AS (
+        SELECT t.target, t.relkind, t.target::oid AS relid FROM tables t
+        UNION ALL
+        SELECT t.target, t.relkind, p.relid::oid FROM tables t, pg_catalog.pg_partition_tree(t.target) p
+         WHERE t.relkind = 'p' AND p.relid <> t.target
+    ), keys AS (
+        SELECT f.conname, f.conrelid, f.confrelid, f.confdeltype, f.conkey, m.target
+          FROM pg_catalog.pg_constraint f
+          JOIN members m ON m.relid = f.confrelid
+         WHERE f.contype = 'f' AND f.conparentid = 0
+    ), meddlers AS (
+        SELECT m.relid, g.tgname
+          FROM (SELECT relid FROM members
+                UNION SELECT k.conrelid FROM keys k
+                UNION SELECT p.relid FROM keys k, pg_catalog.pg_partition_tree(k.conrelid) p) m
+          JOIN pg_catalog.pg_trigger g ON g.tgrelid = m.relid
+         WHERE (NOT g.tgisinternal OR g.tgparentid <> 0) AND g.tgtype & 19 = 19 AND g.tgtype & 64 = 0 AND g.tgfoid NOT IN (SELECT oid FROM ours)
+    ), problems AS (
+        SELECT 'CRITICAL' AS status, 'run techally.enable_soft_delete' AS advice,
+               format('soft-delete table %s: trigger %s is %s, so that %s', m.relid::regclass, e.name,
+                      CASE WHEN g.oid IS NULL THEN 'missing' ELSE 'disabled' END, e.consequence) AS message
+          FROM members m
           CROSS JOIN (VALUES ('techally_soft_delete', 'soft_delete_row', 'DELETE really deletes', false),
                              ('techally_deleted_at', 'deleted_at_changed', 'dependents do not follow a row that is deleted by hand', false),
                              ('techally_row_move', 'note_row_move', 'rows do not move between partitions', true)) e (name, function, consequence, for_partitioned)
-          LEFT JOIN pg_catalog.pg_trigger t ON t.tgrelid = s.target AND t.tgfoid = (SELECT o.oid FROM ours o WHERE o.proname = e.function)
-         WHERE (c.relkind = 'p' OR NOT e.for_partitioned) AND (t.oid IS NULL OR t.tgenabled = 'D')
+          LEFT JOIN pg_catalog.pg_trigger g ON g.tgrelid = m.relid AND g.tgfoid = (SELECT o.oid FROM ours o WHERE o.proname = e.function)
+         WHERE (m.relkind = 'p' OR NOT e.for_partitioned) AND (g.oid IS NULL OR g.tgenabled = 'D')
         UNION ALL
-        SELECT 'WARNING',
+        SELECT 'CRITICAL', 'run techally.enable_soft_delete',
+               format('soft-delete table %s has no column "deleted_at", so that DELETE fails', t.target)
+          FROM tables t
+         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.target AND a.attname = 'deleted_at' AND NOT a.attisdropped)
+        UNION ALL
+        SELECT 'CRITICAL', 'take it out of the inheritance',
+               format('table %s inherits from soft-delete table %s, so that a DELETE there fails where it comes to its rows', i.inhrelid::regclass, t.target)
+          FROM tables t
+          JOIN pg_catalog.pg_inherits i ON i.inhparent = t.target
+         WHERE t.relkind = 'r'
+        UNION ALL
+        SELECT 'WARNING', 'run techally.enable_soft_delete',
                format('table %s: foreign key "%s" refers to soft-delete table %s unguarded: its rows can come to refer to deleted ones',
-                      f.conrelid::regclass, f.conname, f.confrelid::regclass)
-          FROM pg_catalog.pg_constraint f
-          JOIN techally.soft_delete_tables s ON s.target = f.confrelid
-         WHERE f.contype = 'f' AND f.conparentid = 0
-           AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t
-                            WHERE t.tgrelid = f.conrelid AND t.tgconstrrelid = f.confrelid AND t.tgenabled <> 'D'
-                              AND t.tgfoid = (SELECT o.oid FROM ours o WHERE o.proname = 'refuse_deleted_parent')
-                              AND f.conkey <@ t.tgattr::smallint[])
+                      k.conrelid::regclass, k.conname, k.confrelid::regclass)
+          FROM keys k
+         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_trigger g
+                            WHERE g.tgrelid = k.conrelid AND g.tgconstrrelid = k.confrelid AND g.tgenabled <> 'D'
+                              AND g.tgfoid = (SELECT o.oid FROM ours o WHERE o.proname = 'refuse_deleted_parent')
+                              AND (g.tgattr = '' OR k.conkey <@ g.tgattr::smallint[]))
         UNION ALL
-        SELECT 'WARNING',
+        SELECT 'WARNING', 'run techally.enable_soft_delete',
                format('table %s: foreign key "%s" to soft-delete table %s is ON DELETE CASCADE, and the table is none itself: rows that it refers to cannot be deleted',
-                      f.conrelid::regclass, f.conname, f.confrelid::regclass)
-          FROM pg_catalog.pg_constraint f
-          JOIN techally.soft_delete_tables s ON s.target = f.confrelid
-         WHERE f.contype = 'f' AND f.conparentid = 0 AND f.confdeltype = 'c'
-           AND NOT EXISTS (SELECT FROM techally.soft_delete_tables o WHERE o.target = f.conrelid)
+                      k.conrelid::regclass, k.conname, k.confrelid::regclass)
+          FROM keys k
+         WHERE k.confdeltype = 'c' AND NOT EXISTS (SELECT FROM members o WHERE o.relid = k.conrelid)
+        UNION ALL
+        SELECT 'WARNING', format('run techally.enable_soft_delete for %s', t.target),
+               format('table %s: trigger "%s" may change columns that an UPDATE does not name, and trigger "%s" of soft delete would not notice',
+                      d.relid::regclass, min(d.tgname), min(g.tgname))
+          FROM meddlers d
+          JOIN pg_catalog.pg_trigger g ON g.tgrelid = d.relid AND g.tgattr <> ''
+           AND g.tgfoid IN (SELECT o.oid FROM ours o WHERE o.proname IN ('deleted_at_changed', 'refuse_deleted_parent'))
+          JOIN members t ON t.relid = CASE WHEN g.tgconstrrelid = 0 THEN g.tgrelid ELSE g.tgconstrrelid END
+         GROUP BY d.relid, t.target
     )
-    SELECT 'soft delete', p.status, p.message || '; run techally.enable_soft_delete' FROM problems p
+    SELECT 'soft delete', p.status, p.message || '; ' || p.advice FROM problems p
     UNION ALL
     SELECT 'soft delete', 'OK', format('%s soft-delete tables', (SELECT count(*) FROM techally.soft_delete_tables))
      WHERE NOT EXISTS (SELECT FROM problems)
