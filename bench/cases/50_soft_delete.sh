@@ -8,7 +8,7 @@
 # filled.
 case_sides='plain techally by_hand row_trigger'
 case_unit='ms'
-case_target='techally<=1.5'
+case_target='techally<=1.2'
 deleted_rows=100000
 
 case_prepare() {
