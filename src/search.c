@@ -120,7 +120,30 @@ ta_search_products(PG_FUNCTION_ARGS)
 	search = ta_search_open(nspid);
 	query = ta_parse_query(search, VARDATA_ANY(query_text), VARSIZE_ANY_EXHDR(query_text), true);
 	hits = ta_top(search, query, limit, NULL, &count);
-	if (count > 0)
+	if (count > 0 && ta_products_are_plain(search))
+	{
+		static const char *const columns[] = {"name", "description", "price"};
+		AttrNumber				 numbers[lengthof(columns)];
+
+		for (size_t c = 0; c < lengthof(columns); c++)
+			numbers[c] = get_attnum(RelationGetRelid(search->products), columns[c]);
+		for (int i = 0; i < count; i++)
+		{
+			TupleTableSlot *slot = ta_product_row(search, &hits[i].id);
+			Datum			row[5];
+			bool			nulls[5] = {0};
+
+			if (slot == NULL)
+				continue;
+			row[0] = UUIDPGetDatum(&hits[i].id);
+			for (size_t c = 0; c < lengthof(columns); c++)
+				row[c + 1] = slot_getattr(slot, numbers[c], &nulls[c + 1]);
+			row[4] = Float4GetDatum(ta_rank(hits[i].score));
+			tuplestore_putvalues(result.store, result.desc, row, nulls);
+			CHECK_FOR_INTERRUPTS();
+		}
+	}
+	else if (count > 0)
 	{
 		ids = palloc_extended(sizeof(pg_uuid_t) * count, MCXT_ALLOC_HUGE);
 		for (int i = 0; i < count; i++)

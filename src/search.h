@@ -174,6 +174,7 @@ typedef struct TaSearch
 	TaRecent	   *recents; /* by key */
 	int64			ndocuments;
 	Relation		products;
+	TaIndexReader	product_rows;
 	TaIndexReader	postings; /* its reader is only for ta_list_open to copy from */
 	TaIndexReader	chunks;
 	TaIndexReader	stock;
@@ -206,6 +207,8 @@ extern TaSearch	  *ta_search_open(Oid nspid);
 extern void		   ta_search_settings(Oid nspid, Oid *config, double *length);
 extern void		   ta_search_close(TaSearch *search);
 extern Oid		   ta_search_table(Oid nspid, const char *name);
+extern TupleTableSlot *ta_product_row(TaSearch *search, const pg_uuid_t *id);
+extern bool		   ta_products_are_plain(TaSearch *search);
 extern Relation	   ta_search_documents(TaSearch *search);
 extern void		   ta_list_open(TaSearch *search, TaIndexReader *reader, int nkeys);
 extern void		   ta_list_close(TaIndexReader *reader);

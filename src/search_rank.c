@@ -659,10 +659,11 @@ has_part(const Ranking *ranking, const Part *part, int s, int32 doc)
 
 /*
  * Scores a document, the list that counts most first, and considers it; gives
- * up where the rest cannot make it one of the best.
+ * up where the rest cannot make it one of the best.  known: the cursor whose
+ * posting for it is known to be known_at, or -1.
  */
 static void
-score_document(Ranking *ranking, int s, int32 doc, int coverage)
+score_document(Ranking *ranking, int s, int32 doc, int coverage, int known, int known_at)
 {
 	int32 score = 0;
 
@@ -675,7 +676,7 @@ score_document(Ranking *ranking, int s, int32 doc, int coverage)
 			break;
 		if (!may_enter(ranking, coverage, score + ranking->rest[i], s, doc))
 			return;
-		at = ta_posting_of(cursor->postings[s], doc);
+		at = ranking->order[i] == known ? known_at : ta_posting_of(cursor->postings[s], doc);
 		if (at >= 0)
 			score += cursor->list->weight * cursor->postings[s]->impacts[at];
 	}
@@ -729,17 +730,21 @@ rank_few(Ranking *ranking, int coverage)
 		{
 			const TaPostings *postings = ranking->cursors[drivers[d]].postings[s];
 
-			for (int32 doc = ta_next_posting(postings, 0); doc >= 0; doc = ta_next_posting(postings, doc + 1))
+			uint32			  mask = ranking->cursors[drivers[d]].list->mask;
+			int32			  doc = -1;
+
+			for (int at = 0; at < postings->total; at++)
 			{
 				int	 found = 0;
 				int	 left = words;
 				bool fits = true;
 
 				CHECK_FOR_INTERRUPTS();
+				doc = postings->docs != NULL ? postings->docs[at] : ta_next_posting(postings, doc + 1);
 				for (int p = 0; p < ranking->nparts && fits; p++)
 				{
 					Part *part = &ranking->parts[p];
-					bool  has = has_part(ranking, part, s, doc);
+					bool  has = (part->bit & mask) != 0 || has_part(ranking, part, s, doc);
 
 					if ((part->bit & WORDS) == 0)
 						fits = has;
@@ -755,7 +760,7 @@ rank_few(Ranking *ranking, int coverage)
 				for (int before = 0; before < d && fits; before++)
 					fits = ta_posting_of(ranking->cursors[drivers[before]].postings[s], doc) < 0;
 				if (fits && !has_part(ranking, &ranking->excluded, s, doc))
-					score_document(ranking, s, doc, coverage);
+					score_document(ranking, s, doc, coverage, drivers[d], at);
 			}
 		}
 	}
@@ -847,7 +852,7 @@ rank_conjunction(Ranking *ranking)
 		for (int i = counts[s]; i < end; i++)
 		{
 			if (!has_part(ranking, &ranking->excluded, s, docs[i]))
-				score_document(ranking, s, docs[i], ranking->coverage);
+				score_document(ranking, s, docs[i], ranking->coverage, -1, -1);
 		}
 	}
 	pfree(docs);

@@ -31,11 +31,13 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/rls.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
 #include "errors.h"
+#include "row_writer.h"
 #include "search.h"
 #include "spi_util.h"
 
@@ -356,9 +358,46 @@ ta_search_close(TaSearch *search)
 	unuse_table(&search->chunks);
 	unuse_table(&search->postings);
 	unuse_table(&search->stock);
+	search->product_rows.rel = NULL;
+	unuse_table(&search->product_rows);
 	table_close(search->products, NoLock);
 	UnregisterSnapshot(search->snapshot);
 	ta_cache_end(search);
+}
+
+/*
+ * ta_product_row
+ *		The row of a product, until the next one is asked for; NULL where it is
+ *		not there.
+ */
+TupleTableSlot *
+ta_product_row(TaSearch *search, const pg_uuid_t *id)
+{
+	TaIndexReader *reader = &search->product_rows;
+	ScanKeyData	   key;
+
+	if (reader->scan == NULL)
+	{
+		reader->rel = search->products;
+		reader->index = open_index(reader->rel, get_attnum(RelationGetRelid(reader->rel), "id"));
+		reader_open(reader, search->snapshot, 1);
+	}
+	ScanKeyEntryInitialize(&key, 0, 1, BTEqualStrategyNumber, InvalidOid, InvalidOid, F_UUID_EQ, UUIDPGetDatum(id));
+	index_rescan(reader->scan, &key, 1, NULL, 0);
+	return index_getnext_slot(reader->scan, ForwardScanDirection, reader->slot) ? reader->slot : NULL;
+}
+
+/*
+ * ta_products_are_plain
+ *		Whether rows of products may be read without a statement: nothing hides
+ *		rows from the caller, and they lie in one table.
+ */
+bool
+ta_products_are_plain(TaSearch *search)
+{
+	return ta_direct_rows() && search->products->rd_rel->relkind == RELKIND_RELATION &&
+		   !search->products->rd_rel->relhassubclass &&
+		   check_enable_rls(RelationGetRelid(search->products), InvalidOid, true) == RLS_NONE;
 }
 
 /*
