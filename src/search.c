@@ -498,18 +498,19 @@ ta_explain_search(PG_FUNCTION_ARGS)
  * suggest(store name, prefix text, limit_count integer)
  * returns TABLE (suggestion text, kind text)
  *		What a shopper may be about to type: brands and categories whose names
- *		begin so, then products with a word that does.
+ *		begin so, then products with a word that does; what sells best first.
  */
 static const TaStatement select_groups = {
 	"SELECT g.name, g.kind FROM ("
-	" SELECT b.name::text AS name, 'brand' AS kind, 1 AS place FROM @store@.brands b"
+	" SELECT b.id, b.name::text AS name, 'brand' AS kind, 1 AS place FROM @store@.brands b"
 	"  WHERE pg_catalog.lower(b.name) COLLATE \"C\" >= $1 AND pg_catalog.lower(b.name) COLLATE \"C\" < $2"
 	"    AND b.is_active AND b.deleted_at IS NULL"
 	" UNION ALL"
-	" SELECT c.name::text, 'category', 2 FROM @store@.categories c"
+	" SELECT c.id, c.name::text, 'category', 2 FROM @store@.categories c"
 	"  WHERE pg_catalog.lower(c.name) COLLATE \"C\" >= $1 AND pg_catalog.lower(c.name) COLLATE \"C\" < $2"
 	"    AND c.is_active AND c.deleted_at IS NULL) g"
-	" ORDER BY pg_catalog.length(g.name), g.place, g.name LIMIT $3",
+	" LEFT JOIN @store@.search_popularity s ON s.id = g.id"
+	" ORDER BY s.sold DESC NULLS LAST, pg_catalog.length(g.name), g.place, g.name LIMIT $3",
 	3,
 	{TEXTOID, TEXTOID, INT4OID}};
 static const TaStatement select_names = {
@@ -712,7 +713,7 @@ ta_suggest(PG_FUNCTION_ARGS)
 	if (put < limit && whole_length > 0)
 	{
 		query->stage = TA_STAGE_FULL;
-		hits = ta_top(search, query, limit - put, NULL, &count);
+		hits = ta_top_popular(search, query, limit - put, &count);
 		if (count > 0)
 		{
 			pg_uuid_t *ids = palloc(sizeof(pg_uuid_t) * count);

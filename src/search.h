@@ -19,6 +19,7 @@
 #include "utils/palloc.h"
 #include "utils/relcache.h"
 #include "utils/snapshot.h"
+#include "utils/timestamp.h"
 #include "utils/uuid.h"
 
 #define UINT32CONST(x) ((uint32) x##U)
@@ -85,10 +86,12 @@ typedef struct TaDocument
 /* A part of the index: a set of documents, numbered in the order of their keys. */
 typedef struct TaSegment
 {
-	int32  segment;
-	int32  documents;
-	uint64 postings_part; /* where a session remembers its postings */
-	uint64 documents_part;
+	int32			  segment;
+	int32			  documents;
+	int				  npopular;		 /* once ta_read_popular was called */
+	struct TaPopular *popular;		 /* the best first */
+	uint64			  postings_part; /* where a session remembers its postings */
+	uint64			  documents_part;
 } TaSegment;
 
 /* A product whose entry is newer than the segments; no terms: it is not found. */
@@ -161,6 +164,14 @@ typedef struct TaPostings
 	const char *term;
 } TaPostings;
 
+/* A product of a segment that sells well, as search_segments keeps it. */
+typedef struct TaPopular
+{
+	int32  doc;
+	float4 sold;
+} TaPopular;
+#define TA_POPULAR_MAX 1024 /* of a segment */
+
 /* The search tables of a store, open for one call. */
 typedef struct TaSearch
 {
@@ -182,6 +193,10 @@ typedef struct TaSearch
 	TaChunk			chunk;
 	struct HTAB	   *in_stock; /* of all products, once asking one by one was too much */
 	int				asked;
+	bool			expired_asked; /* whether there are expired reservations */
+	bool			expired;
+	TimestampTz		now;
+	bool			popular_read;
 	bool			prices_read;
 	int				nprices;
 	struct TaPrice *prices; /* by key */
@@ -203,29 +218,30 @@ extern Oid	ta_search_config(const char *name);
 extern void ta_tokenize(Oid config, const char *text, int length, TaTokenSink sink, void *arg);
 
 /* search_read.c */
-extern TaSearch	  *ta_search_open(Oid nspid);
-extern void		   ta_search_settings(Oid nspid, Oid *config, double *length);
-extern void		   ta_search_close(TaSearch *search);
-extern Oid		   ta_search_table(Oid nspid, const char *name);
+extern TaSearch		  *ta_search_open(Oid nspid);
+extern void			   ta_search_settings(Oid nspid, Oid *config, double *length);
+extern void			   ta_search_close(TaSearch *search);
+extern Oid			   ta_search_table(Oid nspid, const char *name);
 extern TupleTableSlot *ta_product_row(TaSearch *search, const pg_uuid_t *id);
-extern bool		   ta_products_are_plain(TaSearch *search);
-extern Relation	   ta_search_documents(TaSearch *search);
-extern void		   ta_list_open(TaSearch *search, TaIndexReader *reader, int nkeys);
-extern void		   ta_list_close(TaIndexReader *reader);
-extern bool		   ta_list_seek(TaIndexReader *reader, const char *term, int length, int32 segment,
-								int32 doc, TaBlock *block);
-extern bool		   ta_list_next(TaIndexReader *reader, TaBlock *block);
-extern void		   ta_list_decode(TaIndexReader *reader, TaBlock *block);
-extern bool		   ta_load_chunk(TaSearch *search, int32 segment, int32 chunk);
-extern void		   ta_read_chunk(TupleTableSlot *slot, TaChunk *chunk);
-extern int		   ta_find_recent(TaSearch *search, const pg_uuid_t *id);
-extern int		   ta_recent_impact(const TaRecent *recent, const char *term, int length, uint32 hash);
-extern const char *ta_recent_term(const TaRecent *recent, int i, int *length);
-extern int64	   ta_document_frequency(TaSearch *search, const char *term, int length);
-extern int64	   ta_price(TaSearch *search, const pg_uuid_t *id, int64 price);
-extern bool		   ta_in_stock(TaSearch *search, const pg_uuid_t *id);
-extern bool		   ta_next_term(TaIndexReader *reader, const char *from, int length, bool inclusive,
-								char *term, int *term_length);
+extern bool			   ta_products_are_plain(TaSearch *search);
+extern Relation		   ta_search_documents(TaSearch *search);
+extern void			   ta_list_open(TaSearch *search, TaIndexReader *reader, int nkeys);
+extern void			   ta_list_close(TaIndexReader *reader);
+extern bool			   ta_list_seek(TaIndexReader *reader, const char *term, int length, int32 segment,
+									int32 doc, TaBlock *block);
+extern bool			   ta_list_next(TaIndexReader *reader, TaBlock *block);
+extern void			   ta_list_decode(TaIndexReader *reader, TaBlock *block);
+extern bool			   ta_load_chunk(TaSearch *search, int32 segment, int32 chunk);
+extern void			   ta_read_chunk(TupleTableSlot *slot, TaChunk *chunk);
+extern int			   ta_find_recent(TaSearch *search, const pg_uuid_t *id);
+extern int			   ta_recent_impact(const TaRecent *recent, const char *term, int length, uint32 hash);
+extern const char	  *ta_recent_term(const TaRecent *recent, int i, int *length);
+extern int64		   ta_document_frequency(TaSearch *search, const char *term, int length);
+extern int64		   ta_price(TaSearch *search, const pg_uuid_t *id, int64 price);
+extern void			   ta_read_popular(TaSearch *search);
+extern bool			   ta_in_stock(TaSearch *search, const pg_uuid_t *id);
+extern bool			   ta_next_term(TaIndexReader *reader, const char *from, int length, bool inclusive,
+									char *term, int *term_length);
 
 /* search_cache.c */
 extern void				 ta_search_cache_init(void);
@@ -341,6 +357,7 @@ extern int32	ta_weight(TaSearch *search, int64 df, int factor);
 
 /* search_rank.c */
 extern TaHit *ta_top(TaSearch *search, TaQuery *query, int limit, const TaHit *after, int *count);
+extern TaHit *ta_top_popular(TaSearch *search, TaQuery *query, int limit, int *count);
 extern void	  ta_visit(TaSearch *search, TaQuery *query, bool with_stock, TaVisitor visitor, void *arg);
 extern int	  ta_compare_hits(const TaHit *a, const TaHit *b);
 extern float4 ta_rank(int32 score);

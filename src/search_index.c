@@ -100,7 +100,7 @@ static const TaStatement upsert_price = {
 	2,
 	{UUIDOID, INT8OID}};
 static const TaStatement insert_segment = {
-	"INSERT INTO @store@.search_segments (documents) VALUES ($1) RETURNING segment", 1, {INT4OID}};
+	"INSERT INTO @store@.search_segments (documents, popular) VALUES ($1, $2) RETURNING segment", 2, {INT4OID, BYTEAOID}};
 static const TaStatement insert_posting = {
 	"INSERT INTO @store@.search_postings (term, segment, last, total, max_impact, data)"
 	" VALUES ($1, $2, $3, $4, $5, $6)",
@@ -114,8 +114,28 @@ static const TaStatement update_chunk = {
 	"UPDATE @store@.search_documents d SET live = $3, data = $4 WHERE d.segment = $1 AND d.chunk = $2",
 	4,
 	{INT4OID, INT4OID, INT8OID, BYTEAOID}};
-static const TaStatement touch_segments = {
-	"UPDATE @store@.search_segments s SET refreshed_at = pg_catalog.clock_timestamp() WHERE s.segment = ANY ($1)", 1, {INT4ARRAYOID}};
+static const TaStatement touch_segment = {
+	"UPDATE @store@.search_segments s SET refreshed_at = pg_catalog.clock_timestamp(), popular = $2 WHERE s.segment = $1",
+	2,
+	{INT4OID, BYTEAOID}};
+static const TaStatement refresh_popularity = {
+	"WITH RECURSIVE sold AS ("
+	" SELECT p.brand_id, p.category_id, u.sold FROM (SELECT pg_catalog.unnest($1) AS id, pg_catalog.unnest($2) AS sold) u"
+	"   JOIN @store@.products p ON p.id = u.id),"
+	" above AS ("
+	" SELECT c.id AS category, c.id, c.parent_id FROM @store@.categories c"
+	" UNION SELECT a.category, c.id, c.parent_id FROM above a JOIN @store@.categories c ON c.id = a.parent_id),"
+	" groups AS ("
+	" SELECT s.brand_id AS id, pg_catalog.sum(s.sold)::pg_catalog.int8 AS sold FROM sold s WHERE s.brand_id IS NOT NULL GROUP BY 1"
+	" UNION ALL"
+	" SELECT a.id, pg_catalog.sum(s.sold)::pg_catalog.int8 FROM"
+	"   (SELECT d.category_id, pg_catalog.sum(d.sold) AS sold FROM sold d WHERE d.category_id IS NOT NULL GROUP BY 1) s"
+	"   JOIN above a ON a.category = s.category_id GROUP BY 1),"
+	" gone AS (DELETE FROM @store@.search_popularity o WHERE NOT EXISTS (SELECT FROM groups g WHERE g.id = o.id))"
+	" INSERT INTO @store@.search_popularity AS o (id, sold) SELECT g.id, g.sold FROM groups g"
+	" ON CONFLICT (id) DO UPDATE SET sold = excluded.sold WHERE o.sold <> excluded.sold",
+	2,
+	{UUIDARRAYOID, INT8ARRAYOID}};
 static const TaStatement delete_recent = {
 	"DELETE FROM @store@.search_recent r"
 	" USING (SELECT k.product_id FROM (SELECT pg_catalog.unnest($1) AS id, pg_catalog.unnest($2) AS version) u"
@@ -296,13 +316,57 @@ put_documents(Oid nspid, int32 segment, const DocRow *rows, int count)
 	sink_close(&sink);
 }
 
-static int32
-new_segment(Oid nspid, int documents)
+static int
+compare_popular(const void *a, const void *b)
 {
-	Datum values[1] = {Int32GetDatum(documents)};
-	bool  isnull;
+	const TaPopular *x = (const TaPopular *) a;
+	const TaPopular *y = (const TaPopular *) b;
 
-	ta_execute(nspid, &insert_segment, SPI_OK_INSERT_RETURNING, values, NULL);
+	if (x->sold != y->sold)
+		return x->sold > y->sold ? -1 : 1;
+	return x->doc < y->doc ? -1 : (x->doc > y->doc ? 1 : 0);
+}
+
+/* The best of those that were sold, as search_segments keeps them; sorts them. */
+static bytea *
+pack_popular(TaPopular *popular, int64 count)
+{
+	Size   size;
+	bytea *result;
+
+	if (count == 0)
+		return NULL;
+	qsort(popular, count, sizeof(TaPopular), compare_popular);
+	size = sizeof(TaPopular) * Min(count, TA_POPULAR_MAX);
+	result = palloc(VARHDRSZ + size);
+	SET_VARSIZE(result, VARHDRSZ + size);
+	memcpy(VARDATA(result), popular, size);
+	return result;
+}
+
+static int32
+new_segment(Oid nspid, const DocRow *rows, int documents)
+{
+	TaPopular *popular = NULL;
+	int64	   count = 0;
+	int64	   size = 0;
+	Datum	   values[2] = {Int32GetDatum(documents)};
+	bool	   isnull;
+
+	for (int i = 0; i < documents; i++)
+	{
+		if (!(rows[i].popularity > 0))
+			continue;
+		if (count == size)
+		{
+			size = size == 0 ? 256 : size * 2;
+			popular = popular == NULL ? palloc(sizeof(TaPopular) * size) : repalloc_huge(popular, sizeof(TaPopular) * size);
+		}
+		popular[count].doc = i;
+		popular[count++].sold = rows[i].popularity;
+	}
+	values[1] = PointerGetDatum(pack_popular(popular, count));
+	ta_execute(nspid, &insert_segment, SPI_OK_INSERT_RETURNING, values, count == 0 ? " n" : NULL);
 	return DatumGetInt32(ta_spi_value(0, 1, &isnull));
 }
 
@@ -491,7 +555,7 @@ builder_flush(Builder *builder)
 	qsort(order, builder->nterms, sizeof(uint32), compare_built_terms);
 
 	MemoryContextSwitchTo(caller);
-	segment = new_segment(builder->nspid, builder->ndocs);
+	segment = new_segment(builder->nspid, rows, builder->ndocs);
 	put_documents(builder->nspid, segment, rows, builder->ndocs);
 	sink_open(&sink, builder->nspid, "search_postings", &insert_posting, posting_columns, lengthof(posting_columns));
 	for (uint32 t = 0; t < builder->nterms; t++)
@@ -943,16 +1007,17 @@ Datum
 ta_search_truncated(PG_FUNCTION_ARGS)
 {
 	static const char *const tables[] = {
-		"search_segments", "search_postings", "search_documents", "search_recent", "search_prices"};
+		"search_segments", "search_postings", "search_documents", "search_recent", "search_prices", "search_popularity"};
 	static const TaStatement truncate = {
 		"TRUNCATE @store@.search_segments, @store@.search_postings, @store@.search_documents,"
-		" @store@.search_recent, @store@.search_prices",
+		" @store@.search_recent, @store@.search_prices, @store@.search_popularity",
 		0};
 	static const TaStatement empty = {
 		"WITH segments AS (DELETE FROM @store@.search_segments),"
 		" postings AS (DELETE FROM @store@.search_postings),"
 		" documents AS (DELETE FROM @store@.search_documents),"
-		" recent AS (DELETE FROM @store@.search_recent)"
+		" recent AS (DELETE FROM @store@.search_recent),"
+		" popularity AS (DELETE FROM @store@.search_popularity)"
 		" DELETE FROM @store@.search_prices",
 		0};
 	TriggerData *trigdata = ta_trigger_data(fcinfo, "search_truncated",
@@ -1021,6 +1086,27 @@ read_values(Oid nspid, const TaStatement *statement, bool prices, int *count)
 	return values;
 }
 
+/* Products of a segment that were sold. */
+typedef struct PopularList
+{
+	TaPopular *docs;
+	int64	   count;
+	int64	   size;
+} PopularList;
+
+static void
+add_popular(PopularList *list, int32 doc, float4 sold)
+{
+	if (list->count == list->size)
+	{
+		list->size = list->size == 0 ? 256 : list->size * 2;
+		list->docs = list->docs == NULL ? palloc(sizeof(TaPopular) * list->size)
+										: repalloc_huge(list->docs, sizeof(TaPopular) * list->size);
+	}
+	list->docs[list->count].doc = doc;
+	list->docs[list->count++].sold = sold;
+}
+
 /*
  * Brings the rows of search_documents up to date: which products are still
  * theirs, prices, popularity.  recents are those that are newer.
@@ -1032,9 +1118,8 @@ refresh_chunks(TaSearch *search, KeyedValue *prices, int nprices, KeyedValue *sa
 	TableScanDesc	scan = table_beginscan(ta_search_documents(search), search->snapshot, 0, NULL);
 	TaChunk		   *chunk = palloc(sizeof(TaChunk));
 	bool		   *touched = palloc0(sizeof(bool) * Max(search->nsegments, 1));
-	int32		   *segments = palloc(sizeof(int32) * Max(search->nsegments, 1));
-	int				nsegments = 0;
-	Datum			touch[1];
+	PopularList	   *popular = palloc0(sizeof(PopularList) * Max(search->nsegments, 1));
+	int				at = 0;
 
 	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
@@ -1044,6 +1129,8 @@ refresh_chunks(TaSearch *search, KeyedValue *prices, int nprices, KeyedValue *sa
 		CHECK_FOR_INTERRUPTS();
 		ta_read_chunk(slot, chunk);
 		live = chunk->live;
+		for (at = search->nsegments - 1; at >= 0 && search->segments[at].segment != chunk->segment;)
+			at--;
 		for (int i = 0; i < chunk->count; i++)
 		{
 			KeyedValue *value;
@@ -1067,6 +1154,8 @@ refresh_chunks(TaSearch *search, KeyedValue *prices, int nprices, KeyedValue *sa
 				chunk->popularity[i] = value->sold;
 				changed = true;
 			}
+			if (chunk->popularity[i] > 0 && at >= 0)
+				add_popular(&popular[at], chunk->chunk * TA_CHUNK_SIZE + i, chunk->popularity[i]);
 		}
 		if (changed || live != chunk->live)
 		{
@@ -1086,8 +1175,8 @@ refresh_chunks(TaSearch *search, KeyedValue *prices, int nprices, KeyedValue *sa
 			values[2] = Int64GetDatum((int64) live);
 			values[3] = PointerGetDatum(pack_chunk(rows, chunk->count, buffer));
 			ta_execute(search->nspid, &update_chunk, SPI_OK_UPDATE, values, NULL);
-			for (int s = 0; s < search->nsegments; s++)
-				touched[s] |= search->segments[s].segment == chunk->segment;
+			if (at >= 0)
+				touched[at] = true;
 		}
 	}
 	table_endscan(scan);
@@ -1095,12 +1184,34 @@ refresh_chunks(TaSearch *search, KeyedValue *prices, int nprices, KeyedValue *sa
 
 	for (int s = 0; s < search->nsegments; s++)
 	{
-		if (touched[s])
-			segments[nsegments++] = search->segments[s].segment;
+		Datum values[2];
+
+		if (!touched[s])
+			continue;
+		values[0] = Int32GetDatum(search->segments[s].segment);
+		values[1] = PointerGetDatum(pack_popular(popular[s].docs, popular[s].count));
+		ta_execute(search->nspid, &touch_segment, SPI_OK_UPDATE, values, popular[s].count == 0 ? " n" : NULL);
 	}
-	touch[0] = ta_int4_array(segments, nsegments);
-	if (nsegments > 0)
-		ta_execute(search->nspid, &touch_segments, SPI_OK_UPDATE, touch, NULL);
+}
+
+/* Brands and categories by what was sold of their products. */
+static void
+count_groups(Oid nspid, const KeyedValue *sales, int nsales)
+{
+	pg_uuid_t *ids = palloc_extended(sizeof(pg_uuid_t) * Max(nsales, 1), MCXT_ALLOC_HUGE);
+	Datum	  *sold = palloc_extended(sizeof(Datum) * Max(nsales, 1), MCXT_ALLOC_HUGE);
+	Datum	   values[2];
+
+	for (int i = 0; i < nsales; i++)
+	{
+		ids[i] = sales[i].id;
+		sold[i] = Int64GetDatum((int64) sales[i].sold);
+	}
+	values[0] = ta_uuid_array(ids, nsales);
+	values[1] = ta_datum_array(sold, nsales, INT8OID);
+	ta_execute(nspid, &refresh_popularity, SPI_OK_INSERT, values, NULL);
+	pfree(ids);
+	pfree(sold);
 }
 
 /* Makes a segment of the recent products, and removes their rows. */
@@ -1300,7 +1411,7 @@ merge_segments(TaSearch *search, int32 *segments, const int32 *documents, int co
 	}
 	pfree(docs);
 
-	segment = new_segment(search->nspid, (int) ndocs);
+	segment = new_segment(search->nspid, rows, (int) ndocs);
 	put_documents(search->nspid, segment, rows, (int) ndocs);
 
 	postings = palloc_extended(sizeof(MergedPosting) * Max(ndocs, 1), MCXT_ALLOC_HUGE);
@@ -1487,6 +1598,7 @@ ta_fold_search(PG_FUNCTION_ARGS)
 	refresh_chunks(search, prices, nprices, sales, nsales);
 	folded = fold_recents(search, prices, nprices, sales, nsales);
 	delete_folded_prices(nspid, prices, nprices);
+	count_groups(nspid, sales, nsales);
 	ta_search_close(search);
 	PopActiveSnapshot();
 	if (merge_all)

@@ -730,8 +730,8 @@ rank_few(Ranking *ranking, int coverage)
 		{
 			const TaPostings *postings = ranking->cursors[drivers[d]].postings[s];
 
-			uint32			  mask = ranking->cursors[drivers[d]].list->mask;
-			int32			  doc = -1;
+			uint32 mask = ranking->cursors[drivers[d]].list->mask;
+			int32  doc = -1;
 
 			for (int at = 0; at < postings->total; at++)
 			{
@@ -1095,66 +1095,76 @@ rank_recents(Ranking *ranking)
 	}
 }
 
-/* All products, for a query without words: by popularity, the score. */
+static inline int32
+popularity_score(float4 popularity)
+{
+	return (int32) Max(0, Min(popularity, 2e9));
+}
+
+/*
+ * All products but those with an excluded word, for a query without others: by
+ * popularity, the score.  Those that sell best are known beforehand, so that of
+ * the rest the first suffice.
+ */
 static void
 rank_all(Ranking *ranking)
 {
 	TaSearch *search = ranking->search;
+	bool	  stops = ranking->visitor == NULL && ranking->query->sort == TA_SORT_RELEVANCE;
 
+	if (stops)
+		ta_read_popular(search);
+	for (int s = 0; s < search->nsegments && stops; s++)
+	{
+		TaSegment *segment = &search->segments[s];
+
+		for (int i = 0; i < segment->npopular; i++)
+		{
+			int32 doc = segment->popular[i].doc;
+			int32 score = popularity_score(segment->popular[i].sold);
+
+			if (!may_enter(ranking, 0, score, s, doc))
+				break;
+			if (doc < segment->documents && !has_part(ranking, &ranking->excluded, s, doc))
+				consider_document(ranking, s, doc, 0, score);
+		}
+	}
 	for (int s = 0; s < search->nsegments; s++)
 	{
-		for (int32 c = 0; ta_load_chunk(search, search->segments[s].segment, c); c++)
+		TaSegment *segment = &search->segments[s];
+		int32	   floor = stops && segment->npopular == TA_POPULAR_MAX ? popularity_score(segment->popular[TA_POPULAR_MAX - 1].sold) : 0;
+		uint64	  *known = NULL;
+
+		if (stops && segment->npopular > 0)
 		{
-			for (int i = 0; i < search->chunk.count; i++)
+			known = palloc0(segment->documents / 8 + 16);
+			for (int i = 0; i < segment->npopular; i++)
 			{
-				int32 score = (int32) Max(0, Min(search->chunk.popularity[i], 2e9));
+				int32 doc = segment->popular[i].doc;
 
-				if (may_enter(ranking, 0, score, s, c * TA_CHUNK_SIZE + i))
-					consider_document(ranking, s, c * TA_CHUNK_SIZE + i, 0, score);
+				if (doc < segment->documents)
+					known[doc >> 6] |= UINT64CONST(1) << (doc & 63);
 			}
-			CHECK_FOR_INTERRUPTS();
-			if (ranking->enough)
-				return;
 		}
-	}
-	for (int r = 0; r < search->nrecents && !ranking->enough; r++)
-	{
-		if (!search->recents[r].removed)
-			consider_recent(ranking, r, 0, (int32) Max(0, Min(search->recents[r].popularity, 2e9)));
-	}
-}
-
-/* Products without one of some words. */
-static void
-rank_others(Ranking *ranking)
-{
-	/* only exclusions: what has none of them */
-	TaSearch *search = ranking->search;
-
-	for (int s = 0; s < search->nsegments && !ranking->enough; s++)
-	{
-		uint64 *excluded = palloc0(search->segments[s].documents / 8 + 16);
-
-		for (int c = 0; c < ranking->ncursors; c++)
+		for (int32 c = 0; c * TA_CHUNK_SIZE < segment->documents; c++)
 		{
-			Cursor *cursor = &ranking->cursors[c];
-
-			for (int32 doc = ta_next_posting(cursor->postings[s], 0); doc >= 0; doc = ta_next_posting(cursor->postings[s], doc + 1))
-				excluded[doc >> 6] |= UINT64CONST(1) << (doc & 63);
-		}
-		for (int32 c = 0; ta_load_chunk(search, search->segments[s].segment, c) && !ranking->enough; c++)
-		{
+			if (stops && !may_enter(ranking, 0, floor, s, c * TA_CHUNK_SIZE))
+				break;
+			if (!ta_load_chunk(search, segment->segment, c))
+				break;
 			for (int i = 0; i < search->chunk.count; i++)
 			{
 				int32 doc = c * TA_CHUNK_SIZE + i;
-				int32 score = (int32) Max(0, Min(search->chunk.popularity[i], 2e9));
+				int32 score = popularity_score(search->chunk.popularity[i]);
 
-				if ((excluded[doc >> 6] & (UINT64CONST(1) << (doc & 63))) == 0 && may_enter(ranking, 0, score, s, doc))
+				if (doc < segment->documents && (known == NULL || (known[doc >> 6] & (UINT64CONST(1) << (doc & 63))) == 0) &&
+					may_enter(ranking, 0, score, s, doc) && !has_part(ranking, &ranking->excluded, s, doc))
 					consider_document(ranking, s, doc, 0, score);
+				if (ranking->enough)
+					return;
 			}
 			CHECK_FOR_INTERRUPTS();
 		}
-		pfree(excluded);
 	}
 	for (int r = 0; r < search->nrecents && !ranking->enough; r++)
 	{
@@ -1165,7 +1175,7 @@ rank_others(Ranking *ranking)
 			found = ta_recent_impact(recent, ranking->query->lists[l].term, ranking->query->lists[l].length,
 									 ranking->query->lists[l].hash) >= 0;
 		if (!found)
-			consider_recent(ranking, r, 0, (int32) Max(0, Min(recent->popularity, 2e9)));
+			consider_recent(ranking, r, 0, popularity_score(recent->popularity));
 	}
 }
 
@@ -1178,10 +1188,7 @@ rank(Ranking *ranking)
 		ranking->ties[s].coverage = -1;
 	if (query->nwords == 0 && query->filters == 0)
 	{
-		if (query->nlists == 0)
-			rank_all(ranking);
-		else
-			rank_others(ranking);
+		rank_all(ranking);
 		return;
 	}
 	rank_recents(ranking);
@@ -1314,6 +1321,95 @@ ta_top(TaSearch *search, TaQuery *query, int limit, const TaHit *after, int *cou
 	qsort(ranking.hits, ranking.nhits, sizeof(TaHit), compare_hits);
 	*count = Min(ranking.nhits, limit);
 	return ranking.hits;
+}
+
+static int
+compare_by_sales(const void *a, const void *b)
+{
+	const TaHit *x = (const TaHit *) a;
+	const TaHit *y = (const TaHit *) b;
+
+	if (x->key != y->key)
+		return x->key > y->key ? -1 : 1;
+	return memcmp(&x->id, &y->id, UUID_LEN);
+}
+
+/*
+ * ta_top_popular
+ *		Products with all words of a query, those that sell best first; after
+ *		those that are known to sell well, the others by relevance.
+ */
+TaHit *
+ta_top_popular(TaSearch *search, TaQuery *query, int limit, int *count)
+{
+	Ranking ranking;
+	TaHit  *hits = palloc(sizeof(TaHit) * (Max(limit, 1) + TA_POPULAR_MAX * (Size) Max(search->nsegments, 1)));
+	TaHit  *others;
+	int		nhits = 0;
+	int		nothers;
+
+	*count = 0;
+	if (query->empty_filter || (query->nwords > 0 && query->known == 0))
+		return hits;
+	ta_read_popular(search);
+	ranking_open(&ranking, search, query);
+	require(&ranking, TA_STAGE_FULL);
+	for (int s = 0; s < search->nsegments; s++)
+	{
+		TaSegment *segment = &search->segments[s];
+		int		   found = 0;
+
+		for (int i = 0; i < segment->npopular && found < limit; i++)
+		{
+			int32		   doc = segment->popular[i].doc;
+			const TaChunk *chunk = doc < segment->documents ? ta_chunk(search, s, doc / TA_CHUNK_SIZE) : NULL;
+			int			   at = doc % TA_CHUNK_SIZE;
+			int			   recent;
+			bool		   fits = true;
+
+			if (chunk == NULL || at >= chunk->count)
+				continue;
+			recent = search->nrecents > 0 ? ta_find_recent(search, &chunk->ids[at]) : -1;
+			if (recent < 0 && (chunk->live & (UINT64CONST(1) << at)) == 0)
+				continue;
+			if (recent >= 0)
+			{
+				uint32 mask = 0;
+
+				for (int l = 0; l < query->nlists; l++)
+				{
+					if (ta_recent_impact(&search->recents[recent], query->lists[l].term, query->lists[l].length, query->lists[l].hash) >= 0)
+						mask |= query->lists[l].mask;
+				}
+				fits = (mask & ranking.required) == ranking.required && (mask & TA_EXCLUDED_BIT) == 0;
+			}
+			for (int p = 0; recent < 0 && p < ranking.nparts && fits; p++)
+				fits = has_part(&ranking, &ranking.parts[p], s, doc);
+			if (!fits || (recent < 0 && has_part(&ranking, &ranking.excluded, s, doc)))
+				continue;
+			memset(&hits[nhits], 0, sizeof(TaHit));
+			hits[nhits].key = (int64) segment->popular[i].sold;
+			hits[nhits++].id = chunk->ids[at];
+			found++;
+		}
+	}
+	qsort(hits, nhits, sizeof(TaHit), compare_by_sales);
+	nhits = Min(nhits, limit);
+	if (nhits < limit)
+	{
+		others = ta_top(search, query, limit + nhits, NULL, &nothers);
+		for (int i = 0; i < nothers && nhits < limit; i++)
+		{
+			bool known = false;
+
+			for (int k = 0; k < nhits && !known; k++)
+				known = memcmp(&hits[k].id, &others[i].id, UUID_LEN) == 0;
+			if (!known)
+				hits[nhits++] = others[i];
+		}
+	}
+	*count = nhits;
+	return hits;
 }
 
 /*

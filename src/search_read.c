@@ -75,7 +75,8 @@ enum
 	SEGMENT_SEGMENT = 1,
 	SEGMENT_DOCUMENTS,
 	SEGMENT_CREATED_AT,
-	SEGMENT_REFRESHED_AT
+	SEGMENT_REFRESHED_AT,
+	SEGMENT_POPULAR
 };
 enum
 {
@@ -180,7 +181,7 @@ read_segments(TaSearch *search)
 	int				size = 8;
 	bool			isnull;
 
-	search->segments = palloc(sizeof(TaSegment) * size);
+	search->segments = palloc0(sizeof(TaSegment) * size);
 	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
 		TaSegment  *segment;
@@ -193,6 +194,7 @@ read_segments(TaSearch *search)
 			search->segments = repalloc(search->segments, sizeof(TaSegment) * size);
 		}
 		segment = &search->segments[search->nsegments++];
+		memset(segment, 0, sizeof(TaSegment));
 		segment->segment = DatumGetInt32(slot_getattr(slot, SEGMENT_SEGMENT, &isnull));
 		segment->documents = DatumGetInt32(slot_getattr(slot, SEGMENT_DOCUMENTS, &isnull));
 		search->ndocuments += segment->documents;
@@ -205,6 +207,46 @@ read_segments(TaSearch *search)
 	ExecDropSingleTupleTableSlot(slot);
 	table_close(rel, NoLock);
 	qsort(search->segments, search->nsegments, sizeof(TaSegment), compare_segments);
+}
+
+/*
+ * ta_read_popular
+ *		Reads which products of each segment sell best.
+ */
+void
+ta_read_popular(TaSearch *search)
+{
+	Relation		rel;
+	TupleTableSlot *slot;
+	TableScanDesc	scan;
+
+	if (search->popular_read)
+		return;
+	search->popular_read = true;
+	rel = open_table(search->nspid, "search_segments", false);
+	slot = table_slot_create(rel, NULL);
+	scan = table_beginscan(rel, search->snapshot, 0, NULL);
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		bool  isnull;
+		int32 segment = DatumGetInt32(slot_getattr(slot, SEGMENT_SEGMENT, &isnull));
+		Datum value = slot_getattr(slot, SEGMENT_POPULAR, &isnull);
+
+		for (int s = 0; s < search->nsegments && !isnull; s++)
+		{
+			bytea *data;
+
+			if (search->segments[s].segment != segment)
+				continue;
+			data = DatumGetByteaPP(value);
+			search->segments[s].npopular = VARSIZE_ANY_EXHDR(data) / sizeof(TaPopular);
+			search->segments[s].popular = palloc(Max(VARSIZE_ANY_EXHDR(data), 1));
+			memcpy(search->segments[s].popular, VARDATA_ANY(data), VARSIZE_ANY_EXHDR(data));
+		}
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(rel, NoLock);
 }
 
 static void
@@ -747,6 +789,13 @@ ta_price(TaSearch *search, const pg_uuid_t *id, int64 price)
 	return found != NULL ? found->price : price;
 }
 
+/* A product of which there is some. */
+typedef struct StockEntry
+{
+	pg_uuid_t id;
+	bool	  free; /* some of it is not reserved */
+} StockEntry;
+
 /* Reads which products have stock, all of them. */
 static void
 read_stock(TaSearch *search)
@@ -760,25 +809,76 @@ read_stock(TaSearch *search)
 	AttrNumber		reserved = get_attnum(RelationGetRelid(rel), "quantity_reserved");
 
 	ctl.keysize = UUID_LEN;
-	ctl.entrysize = UUID_LEN;
+	ctl.entrysize = sizeof(StockEntry);
 	ctl.hcxt = CurrentMemoryContext;
 	search->in_stock = hash_create("products in stock", 65536, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
-		bool isnull;
+		bool  isnull;
+		int32 there = DatumGetInt32(slot_getattr(slot, on_hand, &isnull));
 
 		CHECK_FOR_INTERRUPTS();
-		if (DatumGetInt32(slot_getattr(slot, on_hand, &isnull)) >
-			DatumGetInt32(slot_getattr(slot, reserved, &isnull)))
-			hash_search(search->in_stock, DatumGetUUIDP(slot_getattr(slot, product, &isnull)), HASH_ENTER, NULL);
+		if (there > 0)
+		{
+			bool		found;
+			StockEntry *entry = hash_search(search->in_stock, DatumGetUUIDP(slot_getattr(slot, product, &isnull)), HASH_ENTER, &found);
+
+			entry->free = (found && entry->free) || there > DatumGetInt32(slot_getattr(slot, reserved, &isnull));
+		}
 	}
 	table_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
 }
 
 /*
+ * Whether a product whose units are all reserved has some that are free, for
+ * their reservation has expired and nobody has swept it yet.
+ */
+static bool
+has_expired(TaSearch *search, const pg_uuid_t *id)
+{
+	static const TaStatement any = {
+		"SELECT EXISTS (SELECT FROM @store@.stock_reservations r WHERE r.status = 'active' AND r.expires_at <= $1)",
+		1,
+		{TIMESTAMPTZOID}};
+	static const TaStatement of_product = {
+		"SELECT EXISTS (SELECT FROM @store@.inventory_stock s"
+		" JOIN @store@.stock_reservation_parts p ON p.stock_id = s.id"
+		" JOIN @store@.stock_reservations r ON r.id = p.reservation_id"
+		" WHERE s.product_id = $1 AND r.status = 'active' AND r.expires_at <= $2)",
+		2,
+		{UUIDOID, TIMESTAMPTZOID}};
+	TaFrame frame;
+	Datum	values[2];
+	bool	isnull;
+	bool	result = false;
+
+	if (search->expired_asked && !search->expired)
+		return false;
+	ta_frame_begin(&frame, ta_relation_owner(ta_search_table(search->nspid, "search_recent")));
+	if (!search->expired_asked)
+	{
+		search->now = GetCurrentTimestamp();
+		values[0] = TimestampTzGetDatum(search->now);
+		ta_query(search->nspid, &any, values, NULL);
+		search->expired = DatumGetBool(ta_spi_value(0, 1, &isnull));
+		search->expired_asked = true;
+	}
+	if (search->expired)
+	{
+		values[0] = UUIDPGetDatum(id);
+		values[1] = TimestampTzGetDatum(search->now);
+		ta_query(search->nspid, &of_product, values, NULL);
+		result = DatumGetBool(ta_spi_value(0, 1, &isnull));
+	}
+	ta_frame_end(&frame);
+	return result;
+}
+
+/*
  * ta_in_stock
- *		Whether some unit of a product is neither sold nor reserved.
+ *		Whether some unit of a product is neither sold nor promised to anybody: a
+ *		reservation that has expired promises nothing.
  */
 bool
 ta_in_stock(TaSearch *search, const pg_uuid_t *id)
@@ -787,11 +887,16 @@ ta_in_stock(TaSearch *search, const pg_uuid_t *id)
 	ScanKeyData	   key;
 	AttrNumber	   on_hand;
 	AttrNumber	   reserved;
+	bool		   promised = false;
 
 	if (!search->has_stock)
 		return false;
 	if (search->in_stock != NULL)
-		return hash_search(search->in_stock, id, HASH_FIND, NULL) != NULL;
+	{
+		const StockEntry *entry = hash_search(search->in_stock, id, HASH_FIND, NULL);
+
+		return entry != NULL && (entry->free || has_expired(search, id));
+	}
 
 	on_hand = get_attnum(RelationGetRelid(reader->rel), "quantity_on_hand");
 	reserved = get_attnum(RelationGetRelid(reader->rel), "quantity_reserved");
@@ -800,12 +905,15 @@ ta_in_stock(TaSearch *search, const pg_uuid_t *id)
 	index_rescan(reader->scan, &key, 1, NULL, 0);
 	while (index_getnext_slot(reader->scan, ForwardScanDirection, reader->slot))
 	{
-		bool isnull;
+		bool  isnull;
+		int32 there = DatumGetInt32(slot_getattr(reader->slot, on_hand, &isnull));
 
-		if (DatumGetInt32(slot_getattr(reader->slot, on_hand, &isnull)) >
-			DatumGetInt32(slot_getattr(reader->slot, reserved, &isnull)))
+		if (there > DatumGetInt32(slot_getattr(reader->slot, reserved, &isnull)))
 			return true;
+		promised |= there > 0;
 	}
+	if (promised && has_expired(search, id))
+		return true;
 	if (++search->asked > ASK_ONE_BY_ONE)
 		read_stock(search);
 	return false;

@@ -1,6 +1,7 @@
 DROP INDEX idx_categories_lower_name;
 DROP INDEX idx_brands_lower_name;
 DROP TABLE search_synonyms;
+DROP TABLE search_popularity;
 DROP TABLE search_prices;
 DROP TABLE search_recent;
 DROP TABLE search_documents;

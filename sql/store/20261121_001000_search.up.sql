@@ -10,13 +10,16 @@ CREATE TABLE search_segments (
     segment    integer     GENERATED ALWAYS AS IDENTITY CONSTRAINT search_segments_pkey PRIMARY KEY,
     documents  integer     NOT NULL,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    refreshed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    refreshed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    popular    bytea
 );
+ALTER TABLE search_segments ALTER COLUMN popular SET STORAGE EXTERNAL;
 COMMENT ON TABLE search_segments IS 'Parts of the search index: sets of products, each written once';
 COMMENT ON COLUMN search_segments.segment IS 'Primary key';
 COMMENT ON COLUMN search_segments.documents IS 'Products that it was made of';
 COMMENT ON COLUMN search_segments.created_at IS 'When it was made';
 COMMENT ON COLUMN search_segments.refreshed_at IS 'When its rows of search_documents were last changed: what sessions remember of them is as old';
+COMMENT ON COLUMN search_segments.popular IS 'Its best-selling products by their numbers, with units sold, packed; NULL: none was sold';
 COMMENT ON SEQUENCE search_segments_segment_seq IS 'Keys of search_segments';
 
 CREATE TABLE search_postings (
@@ -81,6 +84,14 @@ COMMENT ON COLUMN search_prices.product_id IS 'The product';
 COMMENT ON COLUMN search_prices.version IS 'A new number with each change';
 COMMENT ON COLUMN search_prices.price IS 'Price in hundredths';
 COMMENT ON SEQUENCE search_prices_version_seq IS 'Numbers of changes in search_prices';
+
+CREATE TABLE search_popularity (
+    id   uuid   CONSTRAINT search_popularity_pkey PRIMARY KEY,
+    sold bigint NOT NULL
+);
+COMMENT ON TABLE search_popularity IS 'How popular brands and categories are, as of the last fold';
+COMMENT ON COLUMN search_popularity.id IS 'The brand or category';
+COMMENT ON COLUMN search_popularity.sold IS 'Units sold of its products, those of categories below it included';
 
 CREATE TABLE search_synonyms (
     term    text    NOT NULL,
