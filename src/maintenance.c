@@ -18,7 +18,8 @@
  *	 the partitions' functions take the owner's place themselves.)
  * - An item is left out unless the caller has its owner's rights.
  * - An error in a step undoes that step and ends the work on its item, nothing
- *	 else.
+ *	 else.  A step has what is left of its task's time; code that catches the
+ *	 cancel then ends the process, and with it the pass.
  * - Who is at a task stands in its row of techally.maintenance_results,
  *	 committed before the first step: a second pass leaves the task alone, and
  *	 a task that takes the server down with it is found out by the next pass
@@ -68,6 +69,7 @@
 #define FIRST_RETRY_MS	  (60 * 1000)
 #define LONGEST_WAIT_MS	  ((int64) 3600 * 1000)
 #define LEFT_TO_OTHERS_MS (10 * 1000) /* until we look again at what another pass is at */
+#define LAST_RESORT_MS	  (5 * 1000)  /* a step that does not heed its cancel for so long ends its process */
 #define RESULT_LENGTH	  500		  /* bytes of an error's message that are kept */
 
 /* Who a task's steps run as. */
@@ -115,12 +117,14 @@ typedef struct Pass
 	MemoryContext		   step_context; /* reset after each transaction */
 	bool				   in_worker;
 	bool				   recorded;
+	bool				   only_due;
 	volatile sig_atomic_t *give_way; /* the worker's: stop as soon as you can */
 	Task				  *tasks;
 	int					   ntasks;
 } Pass;
 
 static TimeoutId			 step_timeout = MAX_TIMEOUTS; /* not registered yet */
+static TimeoutId			 last_resort = MAX_TIMEOUTS;
 static volatile sig_atomic_t step_timed_out = false;
 
 static const TaStatement select_tasks = {
@@ -165,6 +169,15 @@ step_time_is_up(void)
 {
 	step_timed_out = true;
 	QueryCancelPending = true;
+	InterruptPending = true;
+	SetLatch(MyLatch);
+}
+
+/* Code that catches its own cancel, in a loop perhaps, is not to hold us for ever. */
+static void
+step_does_not_stop(void)
+{
+	ProcDiePending = true;
 	InterruptPending = true;
 	SetLatch(MyLatch);
 }
@@ -332,13 +345,13 @@ claim(Pass *pass, Task *task)
 		free = !alive;
 		died = started && !alive;
 	}
-	if (died && pass->in_worker)
+	if (died && pass->only_due)
 		free = false;
 	if (free)
 		ta_execute(engine_namespace(), &claim_result, SPI_OK_UPDATE, values, NULL);
 	ta_frame_end(&frame);
 
-	if (died && pass->in_worker)
+	if (died && pass->only_due)
 	{
 		TimestampTz now = GetCurrentTimestamp();
 
@@ -466,26 +479,32 @@ error_text(const Pass *pass, const ErrorData *error)
  */
 static char *
 try_step(const Pass *pass, const Task *task, const WorkItem *item, char **cursor,
-		 int64 time_ms, int64 *done, ErrorData **cancelled)
+		 int64 time_ms, TimestampTz since, int64 *done, ErrorData **cancelled)
 {
 	ResourceOwner owner = CurrentResourceOwner;
+	const int	  allowed = (int) Min(Max(time_ms, 1), INT_MAX - LAST_RESORT_MS);
 	char *volatile failure = NULL;
 	char *said = NULL;
 
 	if (step_timeout == MAX_TIMEOUTS)
 		step_timeout = RegisterTimeout(USER_TIMEOUT, step_time_is_up);
+	if (last_resort == MAX_TIMEOUTS)
+		last_resort = RegisterTimeout(USER_TIMEOUT, step_does_not_stop);
 	step_timed_out = false;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(pass->step_context);
 	PG_TRY();
 	{
-		enable_timeout_after(step_timeout, (int) Min(Max(time_ms, 1), INT_MAX));
+		enable_timeout_after(step_timeout, allowed);
+		enable_timeout_after(last_resort, allowed + LAST_RESORT_MS);
 		ta_progress_begin(task->name, item->name, "running", TA_PROGRESS_UNKNOWN);
+		ta_progress_since(since);
 		*done += do_step(pass, task, item, cursor, &said);
 		failure = said;
 		ta_progress_end();
 		disable_timeout(step_timeout, false);
+		disable_timeout(last_resort, false);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -493,6 +512,7 @@ try_step(const Pass *pass, const Task *task, const WorkItem *item, char **cursor
 		ErrorData *error;
 
 		disable_timeout(step_timeout, false);
+		disable_timeout(last_resort, false);
 		MemoryContextSwitchTo(pass->context);
 		error = CopyErrorData();
 		FlushErrorState();
@@ -573,6 +593,7 @@ run_task(Pass *pass, Task *task)
 	{
 		const WorkItem *item = &items[(start + i) % outcome.nitems];
 		char		   *cursor = NULL;
+		TimestampTz		since = GetCurrentTimestamp();
 
 		do
 		{
@@ -593,7 +614,7 @@ run_task(Pass *pass, Task *task)
 				break;
 			}
 
-			failure = try_step(pass, task, item, &cursor, left, &outcome.done, &cancelled);
+			failure = try_step(pass, task, item, &cursor, left, since, &outcome.done, &cancelled);
 			if (failure != NULL)
 			{
 				outcome.nfailed++;
@@ -678,7 +699,7 @@ ta_maintenance_round(volatile sig_atomic_t *give_way)
 	Pass		pass = {0};
 	TimestampTz next = DT_NOEND;
 
-	pass.in_worker = true;
+	pass.in_worker = pass.only_due = true;
 	pass.give_way = give_way;
 	pass_begin(&pass, TopMemoryContext);
 	load_tasks(&pass, NULL);
@@ -724,6 +745,7 @@ ta_run_maintenance(PG_FUNCTION_ARGS)
 				 errdetail("It commits step by step.")));
 	PreventCommandIfReadOnly("run_maintenance()");
 
+	pass.only_due = only_due;
 	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	pass_begin(&pass, PortalContext);

@@ -156,7 +156,8 @@ copy_clipped(char *to, const char *from, int size)
  *		the rows that it expects or TA_PROGRESS_UNKNOWN.
  *
  * Copies its arguments.  Each call needs a ta_progress_end; an error does it
- * by itself.
+ * by itself.  Within a piece of the same task on the same relation, it is a part
+ * of that and has its start.
  */
 void
 ta_progress_begin(const char *task, const char *relation, const char *phase, int64 total)
@@ -173,9 +174,26 @@ ta_progress_begin(const char *task, const char *relation, const char *phase, int
 		piece->done = 0;
 		piece->total = total;
 		piece->started_at = GetCurrentTimestamp();
+		if (depth > 1 && strcmp(piece->task, piece[-1].task) == 0 && strcmp(piece->relation, piece[-1].relation) == 0)
+			piece->started_at = piece[-1].started_at;
 		piece->nest_level = GetCurrentTransactionNestLevel();
 		piece->statement = GetCurrentStatementStartTimestamp();
 	}
+	show();
+}
+
+/*
+ * ta_progress_since
+ *		The innermost piece of work goes on with what was begun at this time.
+ */
+void
+ta_progress_since(TimestampTz since)
+{
+	forget_stale();
+	if (depth == 0)
+		return;
+	if (depth <= MAX_DEPTH)
+		pieces[depth - 1].started_at = since;
 	show();
 }
 

@@ -23,6 +23,8 @@
  *	 launcher alone hands it out, the slot's worker writes next_run into it.
  * - A worker that ends without a word is taken for a failure and started again
  *	 later, each time twice as late.
+ * - No worker outlives its launcher by more than the step that it is at: nobody
+ *	 would look after it.
  *
  * Locks: the shared state has a spinlock, held for a few instructions.  The
  * launcher takes a database's lock only if it is free, and gives it up at once.
@@ -44,6 +46,7 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "parser/scansup.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
@@ -74,7 +77,7 @@
 #define RETRY_MS		(2 * 1000)		 /* after giving way, and where there was no process to be had */
 #define FIRST_BACKOFF	(10 * 1000)		 /* after a worker failed */
 #define LONGEST_BACKOFF (3600 * 1000)	 /* likewise, at most */
-#define ABSENT_MS		(10 * 60 * 1000) /* between looks for a missing extension */
+#define ABSENT_MS		(10 * 60 * 1000) /* between looks for a missing extension or database, at most */
 
 /* What a worker and the launcher say to each other. */
 typedef struct WorkerSlot
@@ -90,6 +93,7 @@ typedef struct WorkerShared
 	slock_t	   mutex;
 	pid_t	   launcher_pid; /* 0: none is running */
 	Latch	  *launcher_latch;
+	bool	   look_again; /* something happened in a database that no slot has */
 	WorkerSlot slots[MAX_DATABASES];
 } WorkerShared;
 
@@ -102,7 +106,7 @@ typedef struct Database
 	BackgroundWorkerHandle *handle; /* NULL: none is running */
 	TimestampTz				next_start;
 	int						failures;
-	bool					complained;	  /* about the same trouble */
+	const char			   *complaint;	  /* the last trouble that was spoken of, NULL: none */
 	TimestampTz				told_to_stop; /* 0: not */
 } Database;
 
@@ -161,20 +165,26 @@ transaction_ended(XactEvent event, void *arg)
 	if (event == XACT_EVENT_COMMIT && wake_at_commit && shared != NULL)
 	{
 		Latch *launcher;
+		bool   known = false;
 
 		SpinLockAcquire(&shared->mutex);
 		for (int i = 0; i < MAX_DATABASES; i++)
 		{
 			if (shared->slots[i].dboid == MyDatabaseId)
+			{
 				shared->slots[i].next_run = DT_NOBEGIN;
+				known = true;
+			}
 		}
+		if (!known)
+			shared->look_again = true;
 		launcher = shared->launcher_latch;
 		SpinLockRelease(&shared->mutex);
 		if (launcher != NULL)
 			SetLatch(launcher);
 	}
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT)
-		wake_at_commit = false;
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
+		wake_at_commit = false; /* whoever commits what is prepared does not know */
 }
 
 /*
@@ -208,7 +218,7 @@ ta_worker_init(void)
 
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = 5;
+	worker.bgw_restart_time = 1;
 	strlcpy(worker.bgw_library_name, "techally", sizeof(worker.bgw_library_name));
 	strlcpy(worker.bgw_function_name, "ta_launcher_main", sizeof(worker.bgw_function_name));
 	strlcpy(worker.bgw_name, "techally launcher", sizeof(worker.bgw_name));
@@ -224,9 +234,17 @@ static MemoryContext launcher_context;
 static Database		*list = NULL;
 static int			 nlist = 0;
 
+/* Whoever comes next does not know our workers: they are to stop. */
 static void
 launcher_gone(int code, Datum arg)
 {
+	pid_t pid;
+
+	for (int i = 0; i < nlist; i++)
+	{
+		if (list[i].handle != NULL && GetBackgroundWorkerPid(list[i].handle, &pid) == BGWH_STARTED)
+			kill(pid, SIGINT);
+	}
 	SpinLockAcquire(&shared->mutex);
 	shared->launcher_pid = 0;
 	shared->launcher_latch = NULL;
@@ -272,8 +290,10 @@ read_databases(void)
 	new = MemoryContextAllocZero(launcher_context, sizeof(Database) * (list_length(names) + nold + 1));
 	foreach(lc, names)
 	{
-		const char *name = (const char *) lfirst(lc);
-		bool		seen = false;
+		char *name = (char *) lfirst(lc);
+		bool  seen = false;
+
+		truncate_identifier(name, strlen(name), false); /* as CREATE DATABASE does */
 
 		for (int i = 0; i < nnew; i++)
 			seen = seen || strcmp(new[i].name, name) == 0;
@@ -295,7 +315,7 @@ read_databases(void)
 		}
 		new[nnew].next_start = DT_NOBEGIN;
 		new[nnew].failures = 0;
-		new[nnew].complained = false;
+		new[nnew].complaint = NULL;
 		nnew++;
 	}
 	for (int i = 0; i < nold; i++)
@@ -338,9 +358,9 @@ put_off(Database *database, int64 ms)
 
 /* Twice as late each time. */
 static void
-back_off(Database *database)
+back_off(Database *database, int64 longest)
 {
-	put_off(database, Min((int64) FIRST_BACKOFF << Min(database->failures, 20), LONGEST_BACKOFF));
+	put_off(database, Min((int64) FIRST_BACKOFF << Min(database->failures, 20), longest));
 	database->failures++;
 }
 
@@ -393,14 +413,15 @@ look_up(Database *database)
 	return trouble;
 }
 
+/* Says once what stands in the way; trouble is a literal. */
 static void
 complain(Database *database, const char *trouble)
 {
-	if (!database->complained)
+	if (database->complaint != trouble)
 		ereport(LOG,
 				(errmsg("techally cannot keep house in database \"%s\": %s", database->name, trouble),
 				 errdetail("It is tried again from time to time; this is said once.")));
-	database->complained = true;
+	database->complaint = trouble;
 }
 
 /* Starts a worker for a database whose time has come. */
@@ -421,7 +442,7 @@ start_worker(Database *database)
 	if (trouble != NULL)
 	{
 		complain(database, trouble);
-		back_off(database);
+		back_off(database, ABSENT_MS);
 		return;
 	}
 	if (wanted)
@@ -473,13 +494,13 @@ worker_ended(Database *database)
 	if (said.reported)
 	{
 		database->failures = 0;
-		database->complained = false;
+		database->complaint = NULL;
 		database->next_start = said.next_run == DT_NOBEGIN ? said.next_run : Max(said.next_run, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SHORTEST_MS));
 	}
 	else if (database->told_to_stop != 0)
 		put_off(database, RETRY_MS);
 	else
-		back_off(database);
+		back_off(database, LONGEST_BACKOFF);
 }
 
 /* Sees to a worker that runs: has it ended, is it in somebody's way? */
@@ -527,6 +548,13 @@ watch_worker(Database *database)
 static void
 take_calls(void)
 {
+	bool look_again;
+
+	SpinLockAcquire(&shared->mutex);
+	look_again = shared->look_again;
+	shared->look_again = false;
+	SpinLockRelease(&shared->mutex);
+
 	for (int i = 0; i < nlist; i++)
 	{
 		if (list[i].handle != NULL || list[i].slot < 0)
@@ -536,6 +564,10 @@ take_calls(void)
 			shared->slots[list[i].slot].next_run == DT_NOBEGIN)
 			list[i].next_start = DT_NOBEGIN;
 		SpinLockRelease(&shared->mutex);
+
+		/* perhaps one that was missing, or made anew under its name */
+		if (look_again)
+			list[i].next_start = DT_NOBEGIN;
 	}
 }
 
@@ -548,6 +580,7 @@ ta_launcher_main(Datum arg)
 {
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
+	pqsignal(SIGINT, SIG_IGN); /* there is nothing to cancel */
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 
@@ -634,10 +667,13 @@ static void
 report(int slot, TimestampTz next_run)
 {
 	SpinLockAcquire(&shared->mutex);
-	/* a call that came while we were at work stands */
-	if (shared->slots[slot].next_run != DT_NOBEGIN)
-		shared->slots[slot].next_run = next_run;
-	shared->slots[slot].reported = true;
+	if (shared->slots[slot].pid == MyProcPid)
+	{
+		/* a call that came while we were at work stands */
+		if (shared->slots[slot].next_run != DT_NOBEGIN)
+			shared->slots[slot].next_run = next_run;
+		shared->slots[slot].reported = true;
+	}
 	SpinLockRelease(&shared->mutex);
 }
 
@@ -646,6 +682,7 @@ static void
 pin_settings(void)
 {
 	static const char *const settings[][2] = {
+		{"role", "none"},
 		{"search_path", "pg_catalog, pg_temp"},
 		{"statement_timeout", "0"},
 		{"lock_timeout", "0"},
@@ -655,6 +692,11 @@ pin_settings(void)
 		{"default_transaction_deferrable", "off"},
 		{"session_replication_role", "origin"},
 		{"check_function_bodies", "on"},
+		{"transform_null_equals", "off"},
+		{"array_nulls", "on"},
+		{"standard_conforming_strings", "on"},
+		{"default_tablespace", ""},
+		{"plpgsql.extra_errors", "none"},
 		{"row_security", "on"},
 		{"DateStyle", "ISO, YMD"},
 		{"IntervalStyle", "postgres"},

@@ -378,7 +378,7 @@ CREATE TABLE techally.maintained_views (
     target  regclass CONSTRAINT maintained_views_pkey PRIMARY KEY,
     refresh boolean  NOT NULL
 );
-REVOKE ALL ON TABLE techally.maintained_views FROM PUBLIC;
+GRANT SELECT ON TABLE techally.maintained_views TO PUBLIC;
 COMMENT ON TABLE techally.maintained_views IS 'Materialized views that maintenance refreshes, or does not though they are a store''s';
 COMMENT ON COLUMN techally.maintained_views.target IS 'The view';
 COMMENT ON COLUMN techally.maintained_views.refresh IS 'Whether it is refreshed';
@@ -410,27 +410,31 @@ COMMENT ON FUNCTION techally.views_items() IS 'Items of the task views: material
 
 -- CONCURRENTLY wants a unique index over whole rows, and something to compare
 -- with; a view that was never filled is readable by nobody and can be locked.
+-- Without an index readers wait for the refresh: only where somebody asked for
+-- this very view.
 CREATE FUNCTION techally.views_step(item text, cursor text, OUT done bigint, OUT next text)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $function$
 DECLARE
-    target    regclass := to_regclass(item);
+    relation  regclass := to_regclass(item);
     populated boolean;
+    indexed   boolean;
 BEGIN
-    SELECT c.relispopulated INTO populated FROM pg_class c WHERE c.oid = target;
+    SELECT c.relispopulated INTO populated FROM pg_class c WHERE c.oid = relation;
     IF populated IS NULL THEN
         done := 0;      -- dropped in the meantime
         RETURN;
     END IF;
-    IF populated AND NOT EXISTS (SELECT FROM pg_index i
-                                  WHERE i.indrelid = target AND i.indisunique AND i.indisvalid
-                                    AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indimmediate) THEN
+    indexed := EXISTS (SELECT FROM pg_index i
+                        WHERE i.indrelid = relation AND i.indisunique AND i.indisvalid
+                          AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indimmediate);
+    IF populated AND NOT indexed AND NOT EXISTS (SELECT FROM techally.maintained_views v WHERE v.target = relation AND v.refresh) THEN
         RAISE EXCEPTION USING ERRCODE = 'object_not_in_prerequisite_state',
-            MESSAGE = format('materialized view %s has no unique index over columns', target),
-            HINT = 'Without one it cannot be refreshed while it is read. Make one, or call techally.maintain_view with refresh => false.';
+            MESSAGE = format('materialized view %s has no unique index over columns', relation),
+            HINT = 'Without one it cannot be refreshed while it is read. Make one, or say with techally.maintain_view that readers may wait, or that it is left alone.';
     END IF;
-    EXECUTE format('REFRESH MATERIALIZED VIEW %s %s', CASE WHEN populated THEN 'CONCURRENTLY' ELSE '' END, target);
+    EXECUTE format('REFRESH MATERIALIZED VIEW %s %s', CASE WHEN populated AND indexed THEN 'CONCURRENTLY' ELSE '' END, relation);
     done := 1;
 END
 $function$;

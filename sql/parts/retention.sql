@@ -166,6 +166,11 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'feature_not_supported',
             MESSAGE = 'columns relation, source and in_force of a retention policy cannot be changed';
     END IF;
+    -- a default may name a column that this table does without
+    IF NEW.ends_column IS NOT DISTINCT FROM OLD.ends_column
+       AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = OLD.relation::regclass AND a.attname = NEW.ends_column AND NOT a.attisdropped) THEN
+        NEW.ends_column := NULL;
+    END IF;
     PERFORM techally.set_retention(OLD.relation::regclass, NEW.keep_for, NEW.action, NEW.time_column, NEW.ends_column,
                                    NEW.aggregate_after, NEW.aggregate_by);
     RETURN NEW;
