@@ -580,9 +580,10 @@ static void
 write_header(Oid nspid, const pg_uuid_t *id, const pg_uuid_t *order_id, const char *reference,
 			 int64 quantity, TimestampTz expires_at)
 {
-	TaRowWriter *writer;
-	Datum		 values[5] = {0};
-	bool		 nulls[5] = {false, order_id == NULL, reference == NULL, false, false};
+	static const TaVouched vouched[] = {{"order_id", "orders", NULL}};
+	TaRowWriter			  *writer;
+	Datum				   values[5] = {0};
+	bool				   nulls[5] = {false, order_id == NULL, reference == NULL, false, false};
 
 	values[0] = UUIDPGetDatum(id);
 	if (order_id != NULL)
@@ -592,8 +593,8 @@ write_header(Oid nspid, const pg_uuid_t *id, const pg_uuid_t *order_id, const ch
 	values[3] = Int64GetDatum(quantity);
 	values[4] = TimestampTzGetDatum(expires_at);
 
-	writer = ta_writer_open(ta_store_table(nspid, "stock_reservations"), CMD_INSERT,
-							reservation_columns, lengthof(reservation_columns));
+	writer = ta_writer_open_vouched(vouched, lengthof(vouched), ta_store_table(nspid, "stock_reservations"),
+									reservation_columns, lengthof(reservation_columns));
 	if (writer != NULL)
 	{
 		ta_writer_insert(writer, values, nulls);
@@ -613,7 +614,7 @@ static void
 write_parts(Oid nspid, const pg_uuid_t *reservation, const NewPart *parts, int count)
 {
 	static const TaVouched vouched[] = {
-		{"reservation_id", "stock_reservations"}, {"stock_id", "inventory_stock"}};
+		{"reservation_id", "stock_reservations", NULL}, {"stock_id", "inventory_stock", NULL}};
 	TaRowWriter *writer = ta_writer_open_vouched(vouched, lengthof(vouched),
 												 ta_store_table(nspid, "stock_reservation_parts"),
 												 part_columns, lengthof(part_columns));

@@ -47,6 +47,8 @@
 #include "catalog/index.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_constraint.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
@@ -58,6 +60,7 @@
 #include "rewrite/rewriteHandler.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
@@ -86,6 +89,7 @@ typedef struct WrittenColumn
 typedef struct DefaultColumn
 {
 	AttrNumber attnum;
+	Oid		   domain; /* InvalidOid: none */
 	ExprState *expression;
 } DefaultColumn;
 
@@ -119,6 +123,8 @@ typedef struct Format
 	int			   ncolumns;
 	DefaultColumn *defaults;
 	int			   ndefaults;
+	DefaultColumn *generated; /* stored; for rows that are written plainly */
+	int			   ngenerated;
 	ExprState	 **checks;	  /* NULL: none */
 	TriggerDesc	  *unvouched; /* the triggers without those that were vouched for */
 	Oid			  *others;	  /* relations whose changes concern us, too */
@@ -331,10 +337,25 @@ map_columns(Format *format, Relation rel, const TaColumn *columns)
 	return true;
 }
 
+/*
+ * Whether a function may be more than a calculation: one that is not the
+ * server's, or depends on settings such as the search_path.
+ */
 static bool
 is_foreign_function(Oid function, void *context)
 {
-	return function >= FirstNormalObjectId;
+	switch (function)
+	{
+		case F_NOW:
+		case F_TRANSACTION_TIMESTAMP:
+		case F_STATEMENT_TIMESTAMP:
+		case F_CLOCK_TIMESTAMP:
+		case F_GEN_RANDOM_UUID:
+		case F_NEXTVAL:
+			return false;
+		default:
+			return function >= FirstNormalObjectId || func_volatile(function) != PROVOLATILE_IMMUTABLE;
+	}
 }
 
 /*
@@ -358,6 +379,7 @@ prepare_defaults(Format *format, Relation rel, EState *estate)
 	TupleDesc desc = RelationGetDescr(rel);
 
 	format->defaults = palloc0(sizeof(DefaultColumn) * desc->natts);
+	format->generated = palloc0(sizeof(DefaultColumn) * desc->natts);
 	for (int a = 1; a <= desc->natts; a++)
 	{
 		Form_pg_attribute attribute = TupleDescAttr(desc, a - 1);
@@ -366,12 +388,26 @@ prepare_defaults(Format *format, Relation rel, EState *estate)
 
 		for (int c = 0; c < format->ncolumns; c++)
 			written |= format->columns[c].attnum == a;
-		if (written || attribute->attisdropped || attribute->attgenerated)
+		if (attribute->attgenerated)
+		{
+			expression = (Expr *) build_column_default(rel, a);
+			if (has_foreign_code((Node *) expression, NULL))
+				format->own_functions = false;
+			format->generated[format->ngenerated].attnum = a;
+			format->generated[format->ngenerated].expression = ExecPrepareExpr(expression, estate);
+			format->ngenerated++;
 			continue;
-		/* a domain may refuse NULL, or have a default of its own */
-		if (get_typtype(attribute->atttypid) == TYPTYPE_DOMAIN)
-			return false;
+		}
+		if (written || attribute->attisdropped)
+			continue;
 		expression = (Expr *) build_column_default(rel, a);
+		if (get_typtype(attribute->atttypid) == TYPTYPE_DOMAIN)
+		{
+			/* it may refuse NULL; one that has constraints is asked for each time */
+			if (expression == NULL)
+				return false;
+			format->defaults[format->ndefaults].domain = attribute->atttypid;
+		}
 		if (expression == NULL)
 			continue;
 		if (has_foreign_code((Node *) expression, NULL))
@@ -480,25 +516,91 @@ depend_on(Format *format, Oid relid)
 	format->others[format->nothers++] = relid;
 }
 
-/* Whether the rows that were vouched for are still as they were written or locked. */
+/* Whether a foreign key refuses to have what it refers to taken away. */
 static bool
-vouched_rows_stand(Format *format, Relation rel, const TaVouched *vouched, int nvouched)
+is_restrictive(Oid constraint)
 {
-	bool stand = true;
+	HeapTuple		   tuple = SearchSysCache1(CONSTROID, ObjectIdGetDatum(constraint));
+	Form_pg_constraint form;
+	bool			   result;
 
-	for (int v = 0; v < nvouched && stand; v++)
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	form = (Form_pg_constraint) GETSTRUCT(tuple);
+	result = form->convalidated &&
+			 (form->confdeltype == FKCONSTR_ACTION_NOACTION || form->confdeltype == FKCONSTR_ACTION_RESTRICT) &&
+			 (form->confupdtype == FKCONSTR_ACTION_NOACTION || form->confupdtype == FKCONSTR_ACTION_RESTRICT);
+	ReleaseSysCache(tuple);
+	return result;
+}
+
+/* Whether the triggers by which a table keeps what a foreign key refers to are at work: two of them. */
+static bool
+is_enforced(Relation referenced, Oid constraint)
+{
+	TriggerDesc *triggers = referenced->trigdesc;
+	int			 enabled = 0;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+		if (triggers->triggers[i].tgconstraint == constraint &&
+			RI_FKey_trigger_type(triggers->triggers[i].tgfoid) == RI_TRIGGER_PK &&
+			(triggers->triggers[i].tgenabled == TRIGGER_FIRES_ON_ORIGIN ||
+			 triggers->triggers[i].tgenabled == TRIGGER_FIRES_ALWAYS))
+			enabled++;
+	return enabled == 2;
+}
+
+/* Opens a table beside another, whose changes concern the format, too; NULL: there is none. */
+static Relation
+open_beside(Format *format, Relation rel, const char *name)
+{
+	Oid relid = get_relname_relid(name, RelationGetNamespace(rel));
+
+	if (!OidIsValid(relid))
+		return NULL;
+	depend_on(format, relid);
+	return table_open(relid, AccessShareLock);
+}
+
+/*
+ * Whether rows that were vouched for are still as they were written or locked,
+ * and cannot be taken away from those that they were locked through.
+ */
+static bool
+vouched_rows_stand(Format *format, Relation rel, const TaVouched *vouched)
+{
+	Relation table = open_beside(format, rel, vouched->table);
+	bool	 stand;
+
+	if (table == NULL)
+		return false;
+	stand = triggers_leave_alone(table);
+	if (stand && vouched->through != NULL)
 	{
-		Oid		 referenced = get_relname_relid(vouched[v].table, RelationGetNamespace(rel));
-		Relation table;
+		Relation through = open_beside(format, rel, vouched->through);
 
-		if (!OidIsValid(referenced))
-			return false;
-		table = table_open(referenced, AccessShareLock);
-		depend_on(format, referenced);
-		stand = triggers_leave_alone(table);
-		table_close(table, AccessShareLock);
+		stand = false;
+		if (through != NULL)
+		{
+			Oid constraint = vouched_constraint(through, vouched);
+
+			stand = OidIsValid(constraint) && triggers_leave_alone(through) &&
+					is_restrictive(constraint) && is_enforced(table, constraint);
+			table_close(through, AccessShareLock);
+		}
 	}
+	table_close(table, AccessShareLock);
 	return stand;
+}
+
+/* Whether that is so of all that were vouched for. */
+static bool
+all_vouched_rows_stand(Format *format, Relation rel, const TaVouched *vouched, int nvouched)
+{
+	for (int v = 0; v < nvouched; v++)
+		if (!vouched_rows_stand(format, rel, &vouched[v]))
+			return false;
+	return true;
 }
 
 /* Whether a column of a table is one that is written. */
@@ -620,7 +722,6 @@ prepare_plain(Format *format, Relation rel, const char *statement_trigger, EStat
 
 	format->unchecked = palloc(sizeof(AttrNumber) * (triggers == NULL ? 1 : Max(triggers->numtriggers, 1)));
 	if (!format->own_functions || statement_trigger != NULL ||
-		(desc->constr != NULL && desc->constr->has_generated_stored) ||
 		!triggers_are_idle(format, rel, triggers) || !prepare_indexes(format, rel, estate))
 		return false;
 	for (int c = 0; c < format->ncolumns; c++)
@@ -654,6 +755,8 @@ build_format(Format *format, Relation rel, const char *statement_trigger,
 	format->ncolumns = ncolumns;
 	format->ndefaults = 0;
 	format->defaults = NULL;
+	format->generated = NULL;
+	format->ngenerated = 0;
 	format->checks = NULL;
 	format->others = NULL;
 	format->nothers = 0;
@@ -680,7 +783,7 @@ build_format(Format *format, Relation rel, const char *statement_trigger,
 	if (usable)
 		prepare_checks(format, rel, estate);
 	format->unvouched = NULL;
-	if (usable && nvouched > 0 && vouched_rows_stand(format, rel, vouched, nvouched))
+	if (usable && nvouched > 0 && all_vouched_rows_stand(format, rel, vouched, nvouched))
 		format->unvouched = unvouched_triggers(rel, vouched, nvouched);
 	format->plain = usable && prepare_plain(format, rel, statement_trigger, estate);
 	MemoryContextSwitchTo(old_context);
@@ -747,6 +850,10 @@ domains_allow(const Format *format)
 	for (int c = 0; c < format->ncolumns; c++)
 		if (OidIsValid(format->columns[c].domain) &&
 			DomainHasConstraints(format->columns[c].domain))
+			return false;
+	for (int d = 0; d < format->ndefaults; d++)
+		if (OidIsValid(format->defaults[d].domain) &&
+			DomainHasConstraints(format->defaults[d].domain))
 			return false;
 	return true;
 }
@@ -898,6 +1005,22 @@ set_columns(TaRowWriter *writer, const Datum *values, const bool *nulls)
 	}
 }
 
+/* Computes the generated columns of the row. */
+static void
+generate_columns(TaRowWriter *writer)
+{
+	Format		   *format = writer->format;
+	TupleTableSlot *row = writer->row;
+
+	for (int g = 0; g < format->ngenerated; g++)
+	{
+		int i = format->generated[g].attnum - 1;
+
+		row->tts_values[i] = ExecEvalExpr(format->generated[g].expression, format->econtext,
+										  &row->tts_isnull[i]);
+	}
+}
+
 /*
  * Whether the row meets all constraints and asks for no foreign key to be
  * checked.  Which it does not meet is for the executor to say.
@@ -1001,6 +1124,8 @@ ta_writer_insert(TaRowWriter *writer, const Datum *values, const bool *nulls)
 	set_columns(writer, values, nulls);
 	ExecStoreVirtualTuple(row);
 
+	if (writer->plain)
+		generate_columns(writer);
 	if (writer->plain && is_plain_row(writer))
 	{
 		simple_table_tuple_insert(writer->rel, row);
@@ -1015,6 +1140,19 @@ ta_writer_insert(TaRowWriter *writer, const Datum *values, const bool *nulls)
 	MemoryContextSwitchTo(writer->estate->es_query_cxt);
 	ExecSimpleRelationInsert(writer->target, writer->estate, row);
 	MemoryContextSwitchTo(old_context);
+}
+
+/*
+ * ta_writer_row
+ *		The row that was inserted last, as a value of the table's row type: a copy.
+ *		0 where a trigger has dropped it.
+ */
+Datum
+ta_writer_row(TaRowWriter *writer)
+{
+	if (!ItemPointerIsValid(&writer->row->tts_tid))
+		return (Datum) 0;
+	return ExecFetchSlotHeapTupleDatum(writer->row);
 }
 
 /*

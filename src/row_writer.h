@@ -23,12 +23,15 @@ typedef struct TaColumn
 /*
  * A foreign key of the written table to the key "id" of a table beside it, and
  * the caller's word that the rows it names are there: he has written or locked
- * them in this very transaction.
+ * them in this very transaction.  Or, with "through", that before the transaction
+ * ends he has locked a row of that table which names them in a column of the same
+ * name: while it stands they cannot be deleted, for its own foreign key says so.
  */
 typedef struct TaVouched
 {
 	const char *column;
 	const char *table;
+	const char *through; /* NULL: the row itself */
 } TaVouched;
 
 typedef struct TaRowWriter TaRowWriter;
@@ -44,6 +47,7 @@ extern TaRowWriter *ta_writer_open_vouched(const TaVouched *vouched, int nvouche
 										   const TaColumn *columns, int ncolumns);
 extern bool			ta_writer_stands_in(const TaRowWriter *writer);
 extern void			ta_writer_insert(TaRowWriter *writer, const Datum *values, const bool *nulls);
+extern Datum		ta_writer_row(TaRowWriter *writer);
 extern void			ta_writer_load(TaRowWriter *writer, ItemPointer tid, Datum *values, bool *nulls);
 extern void			ta_writer_store(TaRowWriter *writer, const Datum *values, const bool *nulls);
 extern void			ta_writer_close(TaRowWriter *writer);

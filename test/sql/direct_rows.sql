@@ -113,6 +113,61 @@ SELECT * FROM direct.both(2);
 SELECT DISTINCT shelf FROM direct.inventory_stock;
 SELECT DISTINCT remark, count(DISTINCT n) = count(*) AS numbered FROM direct.order_items GROUP BY 1;
 
+-- a row that was found before is looked for at its place: it may have moved, or
+-- be another's by now
+CREATE FUNCTION direct.reserve(sku text, units int DEFAULT 1, reference text DEFAULT NULL) RETURNS text
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM direct.reserve_stock(sku, units, reference => reference);
+    RETURN 'reserved';
+EXCEPTION WHEN OTHERS THEN
+    RETURN sqlstate || ' ' || sqlerrm;
+END $$;
+SELECT direct.reserve('P18'), direct.reserve('P19'), direct.reserve('P20');
+UPDATE direct.products SET sku = 'Q18' WHERE sku = 'P18';
+UPDATE direct.products SET sku = 'P18' WHERE sku = 'P19';
+UPDATE direct.products SET is_active = false WHERE sku = 'P20';
+SELECT direct.reserve('P18'), direct.reserve('P19'), direct.reserve('P20'), direct.reserve('Q18');
+VACUUM FULL direct.products;
+VACUUM FULL direct.skus;
+UPDATE direct.products SET is_active = true WHERE sku = 'P20';
+SELECT direct.reserve('P18'), direct.reserve('P19'), direct.reserve('P20'), direct.reserve('Q18');
+SELECT p.sku, s.quantity_reserved FROM direct.inventory_stock s JOIN direct.products p ON p.id = s.product_id
+ WHERE p.sku IN ('P18', 'P20', 'Q18') ORDER BY 1;
+
+-- what a row must meet, and the indexes that it belongs to
+ALTER TABLE direct.stock_reservations ADD CONSTRAINT few CHECK (quantity < 7) NOT VALID;
+SELECT direct.reserve('P1', 6), direct.reserve('P1', 7);
+CREATE UNIQUE INDEX once ON direct.stock_reservations (reference) WHERE quantity > 1;
+SELECT direct.reserve('P1', 1, 'a'), direct.reserve('P1', 1, 'a'), direct.reserve('P1', 2, 'a'), direct.reserve('P1', 2, 'a');
+CREATE INDEX reserved ON direct.inventory_stock ((quantity_reserved % 10)) WHERE quantity_reserved > 0;
+SELECT direct.reserve('P1', 3);
+DROP INDEX direct.once;
+SELECT direct.reserve('P1', 2, 'a');
+CREATE INDEX plainly ON direct.inventory_stock (quantity_reserved);
+SELECT direct.reserve('P1', 1);
+BEGIN;
+SET LOCAL enable_seqscan = off;
+SET LOCAL enable_bitmapscan = off;
+SELECT count(*) FROM direct.inventory_stock WHERE quantity_reserved > 0;
+SELECT count(*) FROM direct.stock_reservations WHERE expires_at > '2000-01-01' AND status = 'active';
+SET LOCAL enable_seqscan = on;
+SET LOCAL enable_indexscan = off;
+SET LOCAL enable_indexonlyscan = off;
+SELECT count(*) FROM direct.inventory_stock WHERE quantity_reserved > 0;
+SELECT count(*) FROM direct.stock_reservations WHERE expires_at > '2000-01-01' AND status = 'active';
+COMMIT;
+CREATE TABLE direct.carts (id text PRIMARY KEY);
+INSERT INTO direct.carts VALUES ('a');
+ALTER TABLE direct.stock_reservations ADD FOREIGN KEY (reference) REFERENCES direct.carts;
+SELECT direct.reserve('P1', 1, 'a'), direct.reserve('P1', 1, 'b');
+ALTER TABLE direct.stock_reservation_parts ALTER COLUMN quantity SET DEFAULT 1, ADD COLUMN bin text NOT NULL DEFAULT 'x';
+ALTER TABLE direct.stock_reservation_parts ALTER COLUMN bin DROP DEFAULT;
+SELECT direct.reserve('P1', 1);
+ALTER TABLE direct.stock_reservation_parts DROP COLUMN bin;
+SELECT direct.reserve('P1', 1);
+ALTER TABLE direct.stock_reservations DROP CONSTRAINT few;
+
 SELECT * FROM techally.check_store('direct');
 
 -- in a transaction that may only read, nothing is locked or written
