@@ -832,7 +832,7 @@ relation_am(Oid relid)
 
 /* An empty table like the parent, not attached yet; sibling may be none. */
 static Oid
-create_table_like(const TaParent *parent, const char *name, Oid sibling)
+create_table_like(const TaParent *parent, const char *name, Oid sibling, bool indexes)
 {
 	StringInfoData sql;
 	char		  *qualified = quote_qualified_identifier(get_namespace_name(parent->nspid), name);
@@ -841,7 +841,8 @@ create_table_like(const TaParent *parent, const char *name, Oid sibling)
 	Oid			   partition;
 
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "CREATE TABLE %s (LIKE %s %s)", qualified, parent->qualified, like_clause);
+	appendStringInfo(&sql, "CREATE TABLE %s (LIKE %s %s%s)", qualified, parent->qualified, like_clause,
+					 indexes ? " INCLUDING INDEXES" : "");
 	if (partitioned)
 		appendStringInfo(&sql, " PARTITION BY %s",
 						 TextDatumGetCString(DirectFunctionCall1(pg_get_partkeydef, ObjectIdGetDatum(sibling))));
@@ -924,12 +925,13 @@ ta_announce_partition(Oid parent, Oid partition)
 /*
  * ta_prepare_partition
  *		Makes the table of a range, or of DEFAULT (range NULL), without attaching
- *		it; only rows of the range go in until it is attached.
+ *		it; only rows of the range go in until it is attached.  Its indexes are
+ *		made then, or at once.
  *
  * Within ta_maintenance_begin and _end as the parent's owner.
  */
 Oid
-ta_prepare_partition(const TaParent *parent, const TaRange *range, const char *name)
+ta_prepare_partition(const TaParent *parent, const TaRange *range, const char *name, bool indexes)
 {
 	Oid sibling = nearest_sibling(parent, range);
 	Oid partition;
@@ -937,11 +939,47 @@ ta_prepare_partition(const TaParent *parent, const TaRange *range, const char *n
 	/* DEFAULT is for rows that should not be there: no need to partition it, too */
 	if (range == NULL && OidIsValid(sibling) && get_rel_relkind(sibling) != RELKIND_RELATION)
 		sibling = InvalidOid;
-	partition = create_table_like(parent, name, sibling);
+	partition = create_table_like(parent, name, sibling, indexes);
 	if (range != NULL)
+		ta_prove_range(parent, range, partition);
+	return partition;
+}
+
+/*
+ * ta_prove_range
+ *		Sees to it that a table has rows of the range only, so that attaching it
+ *		need not look at them while others wait.  Raises 23514 where it has others.
+ */
+void
+ta_prove_range(const TaParent *parent, const TaRange *range, Oid partition)
+{
+	if (get_rel_relkind(partition) != RELKIND_FOREIGN_TABLE)
 		ta_run("ALTER TABLE %s ADD CONSTRAINT %s CHECK (%s IS NOT NULL AND %s)",
 			   ta_qualified_name(partition), PROOF_CONSTRAINT, parent->key, ta_range_condition(parent, range));
-	return partition;
+}
+
+/* Foreign keys of a parent, $1, that a table, $2, lacks. */
+static const TaStatement select_foreign_keys = {
+	"SELECT pg_catalog.format('ALTER TABLE %s ADD CONSTRAINT %I %s', $2::pg_catalog.regclass, c.conname,"
+	"         pg_catalog.pg_get_constraintdef(c.oid))"
+	"  FROM pg_catalog.pg_constraint c"
+	" WHERE c.conrelid = $1 AND c.contype = 'f' AND c.confrelid <> $1 AND c.convalidated"
+	"   AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint o WHERE o.conrelid = $2 AND o.contype = 'f' AND o.conname = c.conname)"
+	" ORDER BY c.conname",
+	2,
+	{OIDOID, OIDOID}};
+
+/*
+ * ta_add_foreign_keys
+ *		Gives a table that is to be attached the parent's foreign keys, which
+ *		looks at its rows before others wait.
+ */
+void
+ta_add_foreign_keys(const TaParent *parent, Oid partition)
+{
+	Datum values[2] = {ObjectIdGetDatum(parent->relid), ObjectIdGetDatum(partition)};
+
+	run_each(&select_foreign_keys, values);
 }
 
 /*
@@ -1033,7 +1071,7 @@ ta_create_partition(const TaParent *parent, const TaStep *step, const TaRange *r
 		return false;
 	name = ta_free_name(parent->nspid, parent->name,
 						range == NULL ? "default" : ta_range_label(step, range->from));
-	*created = ta_prepare_partition(parent, range, name);
+	*created = ta_prepare_partition(parent, range, name, false);
 	attach_first = get_rel_relkind(*created) == RELKIND_RELATION;
 	if (fill != NULL && !attach_first)
 		fill(*created, arg);

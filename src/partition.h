@@ -93,7 +93,9 @@ extern char		 *ta_range_condition(const TaParent *parent, const TaRange *range);
 extern char		 *ta_qualified_name(Oid relid);
 extern bool		  ta_create_partition(const TaParent *parent, const TaStep *step, const TaRange *range,
 									  void (*fill)(Oid partition, void *arg), void *arg, Oid *created);
-extern Oid		  ta_prepare_partition(const TaParent *parent, const TaRange *range, const char *name);
+extern Oid		  ta_prepare_partition(const TaParent *parent, const TaRange *range, const char *name, bool indexes);
+extern void		  ta_prove_range(const TaParent *parent, const TaRange *range, Oid partition);
+extern void		  ta_add_foreign_keys(const TaParent *parent, Oid partition);
 extern void		  ta_attach_partition(const TaParent *parent, const TaRange *range, Oid partition, bool absent);
 extern bool		  ta_default_has_rows(const TaParent *parent, const TaRange *range);
 extern char		 *ta_free_name(Oid nspid, const char *base, const char *label);

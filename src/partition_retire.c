@@ -689,6 +689,7 @@ attempt_to_attach(void *arg)
 	if (OidIsValid(parent->default_oid))
 		ta_lock_table(parent->default_oid, AccessExclusiveLock, deadline);
 	ta_lock_joined(restoration->relid, ShareRowExclusiveLock, deadline);
+	ta_begin_hold();
 	if (ta_default_has_rows(parent, &restoration->range))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -854,6 +855,7 @@ ta_restore_archived(PG_FUNCTION_ARGS)
 		restoration.partition = archive->relation;
 		move_to_schema(archive->relation, parent->nspid);
 		add_missing_columns(parent->relid, archive->relation);
+		ta_prove_range(parent, &archive->range, archive->relation);
 		rows = count_rows(archive->relation);
 	}
 	else if (strcmp(archive->kind, "file") == 0 && archive->content.checksum != NULL)
@@ -862,7 +864,7 @@ ta_restore_archived(PG_FUNCTION_ARGS)
 
 		if (OidIsValid(get_relname_relid(name, parent->nspid)))
 			name = ta_free_name(parent->nspid, name, "restored");
-		restoration.partition = ta_prepare_partition(parent, &archive->range, name);
+		restoration.partition = ta_prepare_partition(parent, &archive->range, name, true);
 		ta_read_archive(restoration.partition, archive->location, &archive->content);
 		rows = archive->content.rows;
 	}
@@ -870,6 +872,8 @@ ta_restore_archived(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the table of archive \"%s\" does not exist any more", archive->name)));
+	if (get_rel_relkind(restoration.partition) != RELKIND_FOREIGN_TABLE)
+		ta_add_foreign_keys(parent, restoration.partition);
 	ta_maintenance_end(&frame);
 
 	ta_progress_update("attaching", 0, TA_PROGRESS_UNKNOWN);
