@@ -553,15 +553,17 @@ ta_audit_changes(PG_FUNCTION_ARGS)
  */
 
 static const TaStatement upsert_audited = {
-	"INSERT INTO @store@.audited_tables AS a (target, form, excluded, redacted, excluded_columns, redacted_columns)"
-	" VALUES ($1::pg_catalog.regclass, $2, $3, $4, $5, $6)"
+	"INSERT INTO @store@.audited_tables AS a"
+	" (target, form, excluded, redacted, excluded_columns, redacted_columns, table_name)"
+	" SELECT c.oid::pg_catalog.regclass, $2, $3, $4, $5, $6, c.relname FROM pg_catalog.pg_class c WHERE c.oid = $1"
 	" ON CONFLICT (target) DO UPDATE SET form = excluded.form, excluded = excluded.excluded,"
 	" redacted = excluded.redacted, excluded_columns = excluded.excluded_columns,"
 	" redacted_columns = excluded.redacted_columns",
 	6,
 	{OIDOID, TEXTOID, NAMEARRAYOID, NAMEARRAYOID, INT2ARRAYOID, INT2ARRAYOID}};
 static const TaStatement delete_audited = {
-	"DELETE FROM @store@.audited_tables a WHERE a.target::pg_catalog.oid = $1",
+	"WITH d AS (DELETE FROM @store@.audited_tables a WHERE a.target::pg_catalog.oid = $1 RETURNING a.target, a.table_name)"
+	" SELECT techally.audit_name_ended(d.target, d.table_name) FROM d",
 	1,
 	{OIDOID}};
 
@@ -901,7 +903,7 @@ ta_disable_audit(PG_FUNCTION_ARGS)
 
 	values[0] = ObjectIdGetDatum(relid);
 	ta_frame_begin(&registry, registry_owner());
-	ta_execute(registry_namespace(), &delete_audited, SPI_OK_DELETE, values, NULL);
+	ta_execute(registry_namespace(), &delete_audited, SPI_OK_SELECT, values, NULL);
 	found |= SPI_processed > 0;
 	ta_frame_end(&registry);
 	if (!found)

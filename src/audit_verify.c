@@ -462,13 +462,13 @@ static const TaStatement erase_changes = {
 	"UPDATE @store@.audit_logs l"
 	"   SET changes_digest = techally.commit_audit_changes(l.changes_salt, l.changes),"
 	"       changes_salt = NULL, changes = NULL"
-	" WHERE l.changes IS NOT NULL AND l.table_name = $3"
+	" WHERE l.changes IS NOT NULL AND l.table_name = $3 AND l.changed_at >= $4 AND l.changed_at < $5"
 	"   AND ((pg_catalog.jsonb_hash_extended(l.row_key, pg_catalog.hashtextextended(l.table_name, 0))"
 	"         = pg_catalog.jsonb_hash_extended($1, pg_catalog.hashtextextended($3, 0)) AND l.row_key = $1)"
 	"     OR (pg_catalog.jsonb_hash_extended(l.new_key, pg_catalog.hashtextextended(l.table_name, 0))"
 	"         = pg_catalog.jsonb_hash_extended($1, pg_catalog.hashtextextended($3, 0)) AND l.new_key = $1))",
-	3,
-	{JSONBOID, TEXTOID, TEXTOID}};
+	5,
+	{JSONBOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID}};
 static const TaStatement erase_context = {
 	"UPDATE @store@.audit_logs l"
 	"   SET context_digest = techally.commit_audit_context(l.context_salt, l.request_id, l.client_ip, l.user_agent, l.metadata),"
@@ -480,9 +480,11 @@ static const TaStatement erase_context = {
 /*
  * ta_erase_audit_rows
  *		erase_audit_rows(log regclass, row_key jsonb, table_schema text,
- *						 table_name text, actor uuid) → bigint
+ *						 table_name text, actor uuid,
+ *						 from_time timestamptz, to_time timestamptz) → bigint
  *
- * With a row_key, takes the values out of every entry of that row; with an
+ * With a row_key, takes the values out of every entry of that row from the time
+ * in which the table has had the name; with an
  * actor, who it was that asked, as far as the context has it.  What was
  * committed to stays.  Writes an entry ERASE about it.  Returns the number of
  * entries.  Raises 42809 for what is no log, 42501 for who does not own it.
@@ -504,7 +506,8 @@ ta_erase_audit_rows(PG_FUNCTION_ARGS)
 	ta_pass_through_begin(log);
 	if (!PG_ARGISNULL(1))
 	{
-		Datum values[3] = {PG_GETARG_DATUM(1), PG_GETARG_DATUM(2), PG_GETARG_DATUM(3)};
+		Datum values[5] = {PG_GETARG_DATUM(1), PG_GETARG_DATUM(2), PG_GETARG_DATUM(3),
+						   PG_GETARG_DATUM(5), PG_GETARG_DATUM(6)};
 
 		rows = ta_execute(nspid, &erase_changes, SPI_OK_UPDATE, values, NULL);
 	}

@@ -9,20 +9,39 @@ CREATE TABLE techally.audited_tables (
     redacted         name[]      NOT NULL,
     excluded_columns smallint[]  NOT NULL,
     redacted_columns smallint[]  NOT NULL,
+    table_name       name        NOT NULL,
     enabled_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
-    CONSTRAINT chk_audited_tables_form CHECK (form IN ('statement', 'replica'))
+    CONSTRAINT chk_audited_tables_form CHECK (form IN ('statement', 'replica', 'row'))
 );
 GRANT SELECT ON TABLE techally.audited_tables TO PUBLIC;
 COMMENT ON TABLE techally.audited_tables IS 'Tables that are audited; written by enable_audit and disable_audit';
 COMMENT ON COLUMN techally.audited_tables.target IS 'The table; a partitioned one stands for its partitions';
-COMMENT ON COLUMN techally.audited_tables.form IS 'statement, or replica: what the apply worker of a subscription writes';
+COMMENT ON COLUMN techally.audited_tables.form IS 'statement; replica: what the apply worker of a subscription writes; row: a trigger that somebody has created';
 COMMENT ON COLUMN techally.audited_tables.excluded IS 'Columns that never appear in the log';
 COMMENT ON COLUMN techally.audited_tables.redacted IS 'Columns that appear there without their values';
 COMMENT ON COLUMN techally.audited_tables.excluded_columns IS 'Their numbers, when the audit was enabled';
 COMMENT ON COLUMN techally.audited_tables.redacted_columns IS 'Their numbers, when the audit was enabled';
+COMMENT ON COLUMN techally.audited_tables.table_name IS 'By which name the log has it at present';
 COMMENT ON COLUMN techally.audited_tables.enabled_at IS 'Since when';
 
 SELECT pg_catalog.pg_extension_config_dump('techally.audited_tables', '');
+
+-- A log names its tables by name: these are the names that tables had before.
+CREATE TABLE techally.audited_names (
+    target     regclass    NOT NULL,
+    table_name name        NOT NULL,
+    from_time  timestamptz NOT NULL,
+    to_time    timestamptz NOT NULL,
+    CONSTRAINT audited_names_pkey PRIMARY KEY (target, to_time)
+);
+GRANT SELECT ON TABLE techally.audited_names TO PUBLIC;
+COMMENT ON TABLE techally.audited_names IS 'Names by which audit logs have had tables; written where an audited table is renamed';
+COMMENT ON COLUMN techally.audited_names.target IS 'The table';
+COMMENT ON COLUMN techally.audited_names.table_name IS 'What it was called';
+COMMENT ON COLUMN techally.audited_names.from_time IS 'Since when';
+COMMENT ON COLUMN techally.audited_names.to_time IS 'Until when, this moment not included';
+
+SELECT pg_catalog.pg_extension_config_dump('techally.audited_names', '');
 
 CREATE FUNCTION techally.audit_changes()
 RETURNS trigger
@@ -76,6 +95,27 @@ LANGUAGE C STABLE STRICT PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'ta_audit_source';
 COMMENT ON FUNCTION techally.audit_source(regclass) IS
 'Where a table''s changes are logged, and under which name; raises where there is no log';
+
+-- Another table may have had the name before, and have another now.
+CREATE FUNCTION techally.audit_names(target regclass)
+RETURNS TABLE (table_name text, from_time timestamptz, to_time timestamptz)
+LANGUAGE sql STABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+    WITH source AS (
+        SELECT s.root, s.table_name, c.relnamespace FROM techally.audit_source(target) s JOIN pg_class c ON c.oid = s.root
+    )
+    SELECT n.table_name::text, n.from_time, n.to_time
+      FROM source s JOIN techally.audited_names n ON n.target = s.root
+    UNION ALL
+    SELECT s.table_name,
+           COALESCE((SELECT max(n.to_time) FROM techally.audited_names n LEFT JOIN pg_class c ON c.oid = n.target
+                      WHERE n.target = s.root OR (n.table_name = s.table_name AND c.relnamespace = s.relnamespace)), '-infinity'),
+           'infinity'
+      FROM source s
+$function$;
+COMMENT ON FUNCTION techally.audit_names(regclass) IS
+'The names by which a log has a table, each with its time';
 
 CREATE FUNCTION techally.audit_key(target regclass, key jsonb)
 RETURNS jsonb
@@ -133,21 +173,28 @@ DECLARE
     first   integer;
     last    integer;
     seen    jsonb;
+    names   text[];
+    froms   timestamptz[];
+    tos     timestamptz[];
 BEGIN
     SELECT s.* INTO source FROM techally.audit_source(target) s;
+    SELECT array_agg(n.table_name), array_agg(n.from_time), array_agg(n.to_time) INTO names, froms, tos
+      FROM techally.audit_names(target) n;
 
     -- the keys that rows have come from and gone to
     WHILE done < cardinality(family) LOOP
         done := done + 1;
         FOR other IN EXECUTE format(
-            'SELECT l.new_key FROM %1$s l
-              WHERE jsonb_hash_extended(l.row_key, hashtextextended(l.table_name, 0)) = jsonb_hash_extended($1, hashtextextended($3, 0))
-                AND l.row_key = $1 AND l.new_key IS NOT NULL AND l.table_name = $3
+            'SELECT l.new_key FROM unnest($2, $3, $4) n(table_name, from_time, to_time), %1$s l
+              WHERE jsonb_hash_extended(l.row_key, hashtextextended(l.table_name, 0)) = jsonb_hash_extended($1, hashtextextended(n.table_name, 0))
+                AND l.row_key = $1 AND l.new_key IS NOT NULL
+                AND l.table_name = n.table_name AND l.changed_at >= n.from_time AND l.changed_at < n.to_time
              UNION
-             SELECT l.row_key FROM %1$s l
-              WHERE jsonb_hash_extended(l.new_key, hashtextextended(l.table_name, 0)) = jsonb_hash_extended($1, hashtextextended($3, 0))
-                AND l.new_key = $1 AND l.table_name = $3', source.log)
-            USING family[done], source.table_schema, source.table_name
+             SELECT l.row_key FROM unnest($2, $3, $4) n(table_name, from_time, to_time), %1$s l
+              WHERE jsonb_hash_extended(l.new_key, hashtextextended(l.table_name, 0)) = jsonb_hash_extended($1, hashtextextended(n.table_name, 0))
+                AND l.new_key = $1
+                AND l.table_name = n.table_name AND l.changed_at >= n.from_time AND l.changed_at < n.to_time', source.log)
+            USING family[done], names, froms, tos
         LOOP
             IF other <> ALL (family) THEN
                 family := family || other;
@@ -156,11 +203,12 @@ BEGIN
     END LOOP;
     FOR entry IN EXECUTE format(
         'SELECT l.id, l.changed_at, l.transaction_id, l.action, l.user_id, l.changes, l.row_key, l.new_key
-           FROM unnest($1) f, %s l
-          WHERE jsonb_hash_extended(l.row_key, hashtextextended(l.table_name, 0)) = jsonb_hash_extended(f, hashtextextended($3, 0))
-            AND l.row_key = f AND l.table_name = $3 AND l.action <> ''ERASE''
+           FROM unnest($1) f, unnest($2, $3, $4) n(table_name, from_time, to_time), %s l
+          WHERE jsonb_hash_extended(l.row_key, hashtextextended(l.table_name, 0)) = jsonb_hash_extended(f, hashtextextended(n.table_name, 0))
+            AND l.row_key = f AND l.action <> ''ERASE''
+            AND l.table_name = n.table_name AND l.changed_at >= n.from_time AND l.changed_at < n.to_time
           ORDER BY l.id', source.log)
-        USING family, source.table_schema, source.table_name
+        USING family, names, froms, tos
     LOOP
         n := n + 1;
         entries[n] := ROW(entry.id, entry.changed_at, entry.transaction_id, entry.action, entry.user_id, entry.changes,
@@ -325,8 +373,9 @@ DECLARE
     changed    bigint;
 BEGIN
     SELECT s.* INTO source FROM techally.audit_source(target) s;
-    EXECUTE format('SELECT l.* FROM %s l WHERE l.id = $1 AND l.table_name = $3', source.log)
-       INTO entry USING undo_change.audit_id, source.table_schema, source.table_name;
+    EXECUTE format('SELECT l.* FROM %s l WHERE l.id = $1 AND EXISTS (SELECT FROM techally.audit_names($2) n
+                        WHERE n.table_name = l.table_name AND l.changed_at >= n.from_time AND l.changed_at < n.to_time)', source.log)
+       INTO entry USING undo_change.audit_id, target;
     IF entry.id IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'TA007',
             MESSAGE = format('audit entry %s of table %s does not exist', undo_change.audit_id, target);
@@ -609,21 +658,25 @@ SET TimeZone = 'UTC'
 AS $function$
 DECLARE
     source record;
+    names  text[];
 BEGIN
     SELECT s.* INTO source FROM techally.audit_source(target) s;
+    -- once for each name that the table has had; none for a log itself
+    names := ARRAY(SELECT DISTINCT n.table_name FROM techally.audit_names(target) n WHERE n.table_name IS NOT NULL);
     RETURN QUERY SELECT v.audit_id, v.problem
-      FROM techally.verify_audit_rows(source.log, source.table_name, from_time, to_time) v;
+      FROM unnest(CASE WHEN source.table_name IS NULL THEN '{NULL}' ELSE names END) n(table_name),
+           techally.verify_audit_rows(source.log, n.table_name, from_time, to_time) v;
     RETURN QUERY EXECUTE format($query$
         SELECT l.id, 'values are gone, and no erasure is logged'
           FROM %s l
          WHERE (l.changes_digest IS NOT NULL OR l.context_digest IS NOT NULL)
-           AND ($1 IS NULL OR l.table_name = $1)
+           AND ($2 IS NULL OR l.table_name = ANY ($1))
            AND ($3 IS NULL OR l.changed_at >= $3) AND ($4 IS NULL OR l.changed_at < $4)
            AND NOT EXISTS (SELECT FROM %1$s e
                             WHERE e.action = 'ERASE' AND e.id > l.id
                               AND (l.changes_digest IS NULL OR (e.table_name = l.table_name AND e.row_key IN (l.row_key, l.new_key)))
                               AND (l.context_digest IS NULL OR l.changes_digest IS NOT NULL OR e.resource_id = l.user_id))
-        $query$, source.log) USING source.table_name, source.table_schema, from_time, to_time;
+        $query$, source.log) USING names, source.table_name, from_time, to_time;
     RETURN QUERY SELECT v.audit_id, v.problem FROM techally.verify_audit_seals(source.log) v;
 END
 $function$;
@@ -646,11 +699,12 @@ AS 'MODULE_PATHNAME', 'ta_commit_audit_context';
 COMMENT ON FUNCTION techally.commit_audit_context(bytea, text, inet, text, jsonb) IS
 'The commitment that an entry''s hash has in place of who asked';
 
-CREATE FUNCTION techally.erase_audit_rows(log regclass, row_key jsonb, table_schema text, table_name text, actor uuid)
+CREATE FUNCTION techally.erase_audit_rows(log regclass, row_key jsonb, table_schema text, table_name text, actor uuid,
+                                         from_time timestamptz, to_time timestamptz)
 RETURNS bigint
 LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'ta_erase_audit_rows';
-COMMENT ON FUNCTION techally.erase_audit_rows(regclass, jsonb, text, text, uuid) IS
+COMMENT ON FUNCTION techally.erase_audit_rows(regclass, jsonb, text, text, uuid, timestamptz, timestamptz) IS
 'For erase_audit and erase_audit_actor';
 
 CREATE FUNCTION techally.erase_audit(target regclass, key jsonb)
@@ -658,8 +712,9 @@ RETURNS bigint
 LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $function$
-    SELECT techally.erase_audit_rows(s.log, techally.audit_key(target, key), s.table_schema, s.table_name, NULL)
-      FROM techally.audit_source(target) s
+    SELECT sum(techally.erase_audit_rows(s.log, techally.audit_key(target, key), s.table_schema, n.table_name, NULL,
+                                         n.from_time, n.to_time))::bigint
+      FROM techally.audit_source(target) s, techally.audit_names(target) n
 $function$;
 COMMENT ON FUNCTION techally.erase_audit(regclass, jsonb) IS
 'Takes the values of a row out of its whole history; that it was changed stays and can be verified. For the log''s owner';
@@ -669,7 +724,7 @@ RETURNS bigint
 LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
 SET search_path = pg_catalog, pg_temp
 AS $function$
-    SELECT techally.erase_audit_rows(log, NULL, NULL, NULL, actor)
+    SELECT techally.erase_audit_rows(log, NULL, NULL, NULL, actor, NULL, NULL)
 $function$;
 COMMENT ON FUNCTION techally.erase_audit_actor(regclass, uuid) IS
 'Takes request_id, client_ip, user_agent and metadata out of the entries of what a user did. For the log''s owner';
@@ -703,7 +758,7 @@ BEGIN
         PERFORM techally.audit_partition_created(audited.parent, audited.partition);
         repaired := repaired + 1;
     END LOOP;
-    FOR audited IN SELECT r.target, r.excluded, r.redacted FROM techally.audit_renamed() r LOOP
+    FOR audited IN SELECT r.target, r.excluded, r.redacted FROM techally.audit_renamed() r WHERE r.form <> 'row' LOOP
         PERFORM techally.enable_audit(audited.target, audited.excluded, audited.redacted);
         repaired := repaired + 1;
     END LOOP;
@@ -760,11 +815,11 @@ COMMENT ON FUNCTION techally.audit_unguarded(regclass) IS
 'Partitions of an audited table that lack its statement triggers';
 
 CREATE FUNCTION techally.audit_renamed()
-RETURNS TABLE (target regclass, excluded name[], redacted name[])
+RETURNS TABLE (target regclass, form text, excluded name[], redacted name[])
 LANGUAGE sql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $function$
-    SELECT a.target,
+    SELECT a.target, a.form,
            ARRAY(SELECT COALESCE(t.attname, u.attname)
                    FROM unnest(a.excluded, a.excluded_columns) e(name, number)
                    LEFT JOIN pg_attribute t ON t.attrelid = a.target AND t.attname = e.name AND NOT t.attisdropped
@@ -797,9 +852,13 @@ BEGIN
         IF (SELECT count(DISTINCT t.tgtype & 60) FROM pg_trigger t
              WHERE t.tgrelid = audited.target AND t.tgfoid = 'techally.audit_changes()'::regprocedure
                AND t.tgenabled = ANY (CASE audited.form WHEN 'replica' THEN '{R,A}'::"char"[] ELSE '{O,A}'::"char"[] END)
-             ) < (CASE audited.form WHEN 'replica' THEN 2 ELSE 4 END) THEN
+             ) < (CASE audited.form WHEN 'replica' THEN 2 WHEN 'row' THEN 1 ELSE 4 END)
+           OR (audited.form = 'row' AND EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = audited.target AND t.tgenabled = 'D'
+                                                   AND t.tgfoid = 'techally.audit_changes()'::regprocedure)) THEN
             status := 'CRITICAL';
-            message := format('audit triggers of table %s are missing or disabled; run techally.enable_audit again', audited.target);
+            message := format(CASE audited.form
+                WHEN 'row' THEN 'triggers of audit_changes on table %s are missing or disabled; techally.disable_audit if that is meant'
+                ELSE 'audit triggers of table %s are missing or disabled; run techally.enable_audit again' END, audited.target);
             RETURN NEXT;
         END IF;
         SELECT count(*) INTO number FROM techally.audit_unguarded(audited.target) WHERE audited.form = 'statement';
@@ -811,7 +870,9 @@ BEGIN
     END LOOP;
     FOR audited IN SELECT r.* FROM techally.audit_renamed() r LOOP
         status := 'CRITICAL';
-        message := format('a column of table %s that the audit leaves out was renamed or dropped; the next maintenance follows it', audited.target);
+        message := format(CASE audited.form
+            WHEN 'row' THEN 'a column of table %s that its audit trigger leaves out was renamed or dropped; create the trigger anew'
+            ELSE 'a column of table %s that the audit leaves out was renamed or dropped; the next maintenance follows it' END, audited.target);
         RETURN NEXT;
     END LOOP;
     FOR audited IN
@@ -842,6 +903,9 @@ BEGIN
     DELETE FROM techally.audited_tables a
      USING pg_catalog.pg_event_trigger_dropped_objects() d
      WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0 AND a.target::oid = d.objid;
+    DELETE FROM techally.audited_names a
+     USING pg_catalog.pg_event_trigger_dropped_objects() d
+     WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0 AND a.target::oid = d.objid;
     DELETE FROM techally.audit_marks m
      USING pg_catalog.pg_event_trigger_dropped_objects() d
      WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objsubid = 0 AND m.log::oid = d.objid;
@@ -854,3 +918,71 @@ CREATE EVENT TRIGGER techally_forget_audited ON sql_drop
     EXECUTE FUNCTION techally.forget_audited();
 ALTER EVENT TRIGGER techally_forget_audited ENABLE ALWAYS;
 COMMENT ON EVENT TRIGGER techally_forget_audited IS 'Takes dropped tables out of the registry of the audit';
+
+-- The end of a name's time: what it was called before, from when that was its name.
+CREATE FUNCTION techally.audit_name_ended(target regclass, table_name name)
+RETURNS void
+LANGUAGE sql VOLATILE STRICT PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp
+AS $function$
+    INSERT INTO techally.audited_names AS n (target, table_name, from_time, to_time)
+    SELECT audit_name_ended.target, audit_name_ended.table_name,
+           COALESCE((SELECT max(o.to_time) FROM techally.audited_names o LEFT JOIN pg_class c ON c.oid = o.target
+                      WHERE o.target = t.oid OR (o.table_name = audit_name_ended.table_name AND c.relnamespace = t.relnamespace)), '-infinity'),
+           clock_timestamp()
+      FROM pg_class t WHERE t.oid = audit_name_ended.target
+        ON CONFLICT ON CONSTRAINT audited_names_pkey DO NOTHING
+$function$;
+REVOKE ALL ON FUNCTION techally.audit_name_ended(regclass, name) FROM PUBLIC;
+COMMENT ON FUNCTION techally.audit_name_ended(regclass, name) IS
+'Notes by which name an audit log has had a table until now';
+
+-- An audited table that is renamed keeps its history; a table with a trigger of
+-- one's own is watched like the others.
+CREATE FUNCTION techally.note_audited()
+RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    audited record;
+BEGIN
+    IF tg_tag = 'CREATE TRIGGER' THEN
+        FOR audited IN
+            SELECT DISTINCT t.tgrelid::regclass AS target, c.relname
+              FROM pg_event_trigger_ddl_commands() d
+              JOIN pg_trigger t ON d.classid = 'pg_trigger'::regclass AND t.oid = d.objid
+              JOIN pg_class c ON c.oid = t.tgrelid
+             WHERE t.tgfoid = 'techally.audit_changes()'::regprocedure AND t.tgname NOT LIKE 'techally\_audit\_%'
+               AND t.tgparentid = 0
+        LOOP
+            INSERT INTO techally.audited_tables AS a
+                   (target, form, excluded, redacted, excluded_columns, redacted_columns, table_name)
+            SELECT audited.target, 'row', o.excluded, o.redacted,
+                   ARRAY(SELECT a.attnum FROM unnest(o.excluded) e JOIN pg_attribute a ON a.attrelid = audited.target AND a.attname = e),
+                   ARRAY(SELECT a.attnum FROM unnest(o.redacted) e JOIN pg_attribute a ON a.attrelid = audited.target AND a.attname = e),
+                   audited.relname
+              FROM (SELECT COALESCE(array_agg(m.column_name) FILTER (WHERE NOT m.redacted), '{}') AS excluded,
+                           COALESCE(array_agg(m.column_name) FILTER (WHERE m.redacted), '{}') AS redacted
+                      FROM techally.audit_omitted(audited.target) m) o
+                ON CONFLICT (target) DO NOTHING;
+        END LOOP;
+        RETURN;
+    END IF;
+    FOR audited IN
+        SELECT a.target, a.table_name, c.relname FROM techally.audited_tables a JOIN pg_class c ON c.oid = a.target
+         WHERE c.relname <> a.table_name
+    LOOP
+        PERFORM techally.audit_name_ended(audited.target, audited.table_name);
+        UPDATE techally.audited_tables a SET table_name = audited.relname WHERE a.target = audited.target;
+    END LOOP;
+END
+$function$;
+REVOKE ALL ON FUNCTION techally.note_audited() FROM PUBLIC;
+COMMENT ON FUNCTION techally.note_audited() IS
+'Notes the new name of an audited table, and tables with audit triggers of one''s own';
+
+CREATE EVENT TRIGGER techally_note_audited ON ddl_command_end
+    WHEN TAG IN ('ALTER TABLE', 'CREATE TRIGGER')
+    EXECUTE FUNCTION techally.note_audited();
+ALTER EVENT TRIGGER techally_note_audited ENABLE ALWAYS;
+COMMENT ON EVENT TRIGGER techally_note_audited IS 'Notes the new name of an audited table, and tables with audit triggers of one''s own';

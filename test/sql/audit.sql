@@ -333,6 +333,24 @@ SELECT techally.disable_audit('pairs');
 SELECT techally.disable_audit('pairs');
 UPDATE pairs SET v = 100;
 SELECT count(*) FROM entries('pairs') WHERE changes #>> '{v,new}' = '100';
+-- also those that somebody has created
+CREATE TABLE by_hand (id integer PRIMARY KEY, v integer);
+CREATE TRIGGER mine AFTER INSERT OR UPDATE OR DELETE ON by_hand
+FOR EACH ROW EXECUTE FUNCTION techally.audit_changes('redact', 'v');
+SELECT form, excluded, redacted, redacted_columns FROM techally.audited_tables WHERE target = 'by_hand'::regclass;
+ALTER TABLE by_hand DISABLE TRIGGER mine;
+SELECT status, message FROM techally.health_check() WHERE check_name = 'audit' AND message ~ 'by_hand';
+ALTER TABLE by_hand ENABLE TRIGGER mine;
+SELECT status, message FROM techally.health_check() WHERE check_name = 'audit' AND message ~ 'by_hand';
+ALTER TABLE by_hand RENAME v TO w;
+SELECT status, message FROM techally.health_check() WHERE check_name = 'audit' AND message ~ 'by_hand';
+SELECT count(*) FROM techally.maintain_audit();
+SELECT form FROM techally.audited_tables WHERE target = 'by_hand'::regclass;
+ALTER TABLE by_hand RENAME w TO v;
+DROP TRIGGER mine ON by_hand;
+SELECT status, message FROM techally.health_check() WHERE check_name = 'audit' AND message ~ 'by_hand';
+SELECT techally.disable_audit('by_hand');
+SELECT status, message FROM techally.health_check() WHERE check_name = 'audit' AND message ~ 'by_hand';
 DROP TABLE keyless;
 SELECT count(*) FROM techally.audited_tables WHERE target::oid NOT IN (SELECT oid FROM pg_class);
 

@@ -218,6 +218,40 @@ SELECT * FROM techally.verify_audit('audit_logs');
 CALL seal_all();
 SELECT * FROM techally.verify_audit('audit_logs');
 
+-- a table keeps its history when it is renamed, and another that gets the name begins its own
+CREATE TABLE named (id integer PRIMARY KEY, v integer);
+SELECT techally.enable_audit('named');
+INSERT INTO named VALUES (1, 0);
+ALTER TABLE named RENAME TO renamed;
+UPDATE renamed SET v = 1;
+CREATE TABLE named (id integer PRIMARY KEY, v integer);
+SELECT techally.enable_audit('named');
+INSERT INTO named VALUES (1, 7);
+SELECT action, changes, row_after FROM techally.row_history('renamed', '{"id": 1}');
+SELECT action, changes, row_after FROM techally.row_history('named', '{"id": 1}');
+SELECT techally.row_as_of('renamed', '{"id": 1}', changed_at) FROM audit_logs WHERE table_name = 'named' ORDER BY id LIMIT 1;
+SELECT techally.row_as_of('named', '{"id": 1}', changed_at) IS NULL AS none FROM audit_logs WHERE table_name = 'named' ORDER BY id LIMIT 1;
+SELECT techally.undo_change('named', (SELECT min(id) FROM audit_logs WHERE table_name = 'named'));
+SELECT techally.undo_change('renamed', (SELECT min(id) FROM audit_logs WHERE table_name = 'renamed'));
+BEGIN;
+ALTER TABLE named RENAME TO other;
+ALTER TABLE renamed RENAME TO named;
+COMMIT;
+UPDATE named SET v = 2;
+SELECT action, row_after FROM techally.row_history('named', '{"id": 1}');
+SELECT action, row_after FROM techally.row_history('other', '{"id": 1}');
+SELECT techally.erase_audit('named', '{"id": 1}');
+SELECT action, changes IS NULL AS erased FROM techally.row_history('named', '{"id": 1}');
+SELECT action, changes IS NULL AS erased FROM techally.row_history('other', '{"id": 1}');
+SELECT * FROM techally.verify_audit('named');
+SELECT * FROM techally.verify_audit('audit_logs');
+-- also when its audit has ended before
+SELECT techally.disable_audit('other');
+ALTER TABLE other RENAME TO another;
+SELECT action, row_after FROM techally.row_history('another', '{"id": 1}');
+DROP TABLE another, named;
+SELECT count(*) FROM techally.audited_names;
+
 -- random histories: the row as of every moment is the row that was there
 SET ROLE regress_history_owner;
 CREATE TABLE random (id integer PRIMARY KEY, a integer, b text, c numeric, d jsonb);
