@@ -152,6 +152,9 @@ find_row(Relation rel, PlanKind kind, Datum record_id, Oid *leaf, ItemPointer ro
 							   1, types);
 	}
 	n = ta_sd_run_plan(plan, &record_id, NULL);
+	/* to a snapshot a row may be there that is gone, and one of the same key that came since */
+	if (n > 1 && kind == PLAN_FIND_ROW)
+		return false;
 	if (n > 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_CARDINALITY_VIOLATION),
