@@ -199,7 +199,8 @@ typedef struct TaSearch
 	bool			popular_read;
 	bool			prices_read;
 	int				nprices;
-	struct TaPrice *prices; /* by key */
+	struct TaPrice *prices;	 /* by key */
+	struct HTAB	   *ratings; /* average of each product, once ta_read_ratings was called */
 
 	MemoryContextCallback gone;
 	bool				  counted; /* as one of those that are open */
@@ -238,6 +239,8 @@ extern int			   ta_recent_impact(const TaRecent *recent, const char *term, int l
 extern const char	  *ta_recent_term(const TaRecent *recent, int i, int *length);
 extern int64		   ta_document_frequency(TaSearch *search, const char *term, int length);
 extern int64		   ta_price(TaSearch *search, const pg_uuid_t *id, int64 price);
+extern bool			   ta_read_ratings(TaSearch *search);
+extern int32		   ta_rating(TaSearch *search, const pg_uuid_t *id);
 extern void			   ta_read_popular(TaSearch *search);
 extern bool			   ta_in_stock(TaSearch *search, const pg_uuid_t *id);
 extern bool			   ta_next_term(TaIndexReader *reader, const char *from, int length, bool inclusive,
@@ -297,7 +300,8 @@ typedef enum TaSort
 	TA_SORT_PRICE,
 	TA_SORT_PRICE_DESC,
 	TA_SORT_NEWEST,
-	TA_SORT_BEST_SELLING
+	TA_SORT_BEST_SELLING,
+	TA_SORT_RATING
 } TaSort;
 
 /* Which products match: those with all words, or with any. */
@@ -326,7 +330,8 @@ typedef struct TaQuery
 	int64		price_min;
 	int64		price_max;
 	bool		in_stock;
-	bool		prices; /* they matter: those of search_prices are read */
+	int32		rating_min; /* in millionths; 0: any, or none at all */
+	bool		prices;		/* they matter: those of search_prices are read */
 	TaSort		sort;
 	char	   *correction; /* the query as it was understood, NULL: as it stands */
 } TaQuery;

@@ -77,7 +77,7 @@ bad_filter(const char *name, const char *what)
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("filter \"%s\" must be %s", name, what),
-			 errhint("Filters are category, brand, price_min, price_max, tags, attributes and in_stock.")));
+			 errhint("Filters are category, brand, price_min, price_max, rating_min, tags, attributes and in_stock.")));
 }
 
 /* The strings of a filter: one, or an array of them. */
@@ -182,6 +182,17 @@ filter_price(const char *name, JsonbValue *value, bool up)
 	return DatumGetInt64(DirectFunctionCall1(numeric_int8, rounded));
 }
 
+/* Reads the ratings, where the store has any. */
+static void
+require_ratings(TaSearch *search, const char *what)
+{
+	if (!ta_read_ratings(search))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("store \"%s\" has no reviews to %s", get_namespace_name(search->nspid), what),
+				 errhint("A table reviews in the store's schema, with columns product_id and rating, is read where it is there.")));
+}
+
 static void
 apply_filters(TaSearch *search, TaQuery *query, Jsonb *filters)
 {
@@ -250,6 +261,11 @@ apply_filters(TaSearch *search, TaQuery *query, Jsonb *filters)
 		{
 			query->price_max = filter_price(name, &value, false);
 			query->prices = true;
+		}
+		else if (strcmp(name, "rating_min") == 0)
+		{
+			require_ratings(search, "filter by");
+			query->rating_min = (int32) Max(0, Min(filter_price(name, &value, true), 100000)) * 10000;
 		}
 		else if (strcmp(name, "in_stock") == 0)
 		{
@@ -368,7 +384,7 @@ read_cursor(const text *cursor, TaQuery *query, TaHit *after, int32 fingerprint)
 		{
 			int32 weight = get_int32(&at);
 
-			query->lists[l].weight = Max(0, weight);
+			query->lists[l].weight = Max(0, Min(weight, 65536));
 		}
 	}
 	if (!sound)
@@ -796,6 +812,7 @@ sort_of(const char *name)
 		{"newest", TA_SORT_NEWEST},
 		{"best_selling", TA_SORT_BEST_SELLING},
 		{"best-selling", TA_SORT_BEST_SELLING},
+		{"rating", TA_SORT_RATING},
 	};
 
 	for (size_t i = 0; i < lengthof(sorts); i++)
@@ -806,7 +823,7 @@ sort_of(const char *name)
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("there is no sort \"%s\"", name),
-			 errhint("Sorts are relevance, price, price_desc, newest and best_selling.")));
+			 errhint("Sorts are relevance, price, price_desc, newest, best_selling and rating.")));
 	return TA_SORT_RELEVANCE; /* not reached */
 }
 
@@ -856,6 +873,8 @@ ta_search(PG_FUNCTION_ARGS)
 	search = ta_search_open(nspid);
 	query = ta_parse_query(search, VARDATA_ANY(query_text), VARSIZE_ANY_EXHDR(query_text), true);
 	query->sort = sort;
+	if (sort == TA_SORT_RATING)
+		require_ratings(search, "sort by");
 	apply_filters(search, query, filters);
 	if (sort == TA_SORT_PRICE || sort == TA_SORT_PRICE_DESC || nfacets > 0)
 		query->prices = true;
@@ -909,6 +928,15 @@ ta_search(PG_FUNCTION_ARGS)
 				escape_json(&json, text);
 				appendStringInfo(&json, ", \"price\": %s", SPI_getvalue(table->vals[r], table->tupdesc, 4));
 				appendStringInfo(&json, ", \"in_stock\": %s", hits[i].stock ? "true" : "false");
+				if (search->ratings != NULL)
+				{
+					int32 rating = ta_rating(search, &hits[i].id);
+
+					if (rating > 0)
+						appendStringInfo(&json, ", \"rating\": %.2f", rating / 1000000.0);
+					else
+						appendStringInfoString(&json, ", \"rating\": null");
+				}
 				if (sort == TA_SORT_RELEVANCE)
 					appendStringInfo(&json, ", \"rank\": %g", ta_rank(hits[i].score));
 				appendStringInfoString(&json, ", \"highlighted_name\": ");

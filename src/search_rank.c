@@ -340,6 +340,8 @@ consider(Ranking *ranking, int coverage, int32 score, Kept *kept)
 		if (kept->price < query->price_min || kept->price > query->price_max)
 			return;
 	}
+	if (query->rating_min > 0 && ta_rating(search, kept->id) < query->rating_min)
+		return;
 	hit.coverage = coverage;
 	hit.score = score;
 	hit.id = *kept->id;
@@ -359,6 +361,9 @@ consider(Ranking *ranking, int coverage, int32 score, Kept *kept)
 			break;
 		case TA_SORT_BEST_SELLING:
 			hit.key = (int64) Max(0, Min(kept->popularity, 1e15));
+			break;
+		case TA_SORT_RATING:
+			hit.key = ta_rating(search, kept->id);
 			break;
 		case TA_SORT_RELEVANCE:
 			break;

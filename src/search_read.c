@@ -789,6 +789,80 @@ ta_price(TaSearch *search, const pg_uuid_t *id, int64 price)
 	return found != NULL ? found->price : price;
 }
 
+/* What a product's reviews make of it. */
+typedef struct Rating
+{
+	pg_uuid_t id;
+	int32	  average; /* in millionths */
+} Rating;
+
+/*
+ * ta_read_ratings
+ *		Reads the average rating of every product from the store's table of
+ *		reviews, which the application makes: its columns product_id and rating,
+ *		and deleted_at where it is there.  False: there is no such table.  Raises
+ *		42501 where the caller may not read it.
+ */
+bool
+ta_read_ratings(TaSearch *search)
+{
+	static const TaStatement all = {
+		"SELECT r.product_id, LEAST(pg_catalog.avg(r.rating) * 1000000, 2000000000)::pg_catalog.int4 FROM @store@.reviews r"
+		" WHERE r.product_id IS NOT NULL AND r.rating IS NOT NULL GROUP BY r.product_id",
+		0};
+	static const TaStatement living = {
+		"SELECT r.product_id, LEAST(pg_catalog.avg(r.rating) * 1000000, 2000000000)::pg_catalog.int4 FROM @store@.reviews r"
+		" WHERE r.deleted_at IS NULL AND r.product_id IS NOT NULL AND r.rating IS NOT NULL GROUP BY r.product_id",
+		0};
+	Oid		relid = get_relname_relid("reviews", search->nspid);
+	HASHCTL ctl = {0};
+	Portal	portal;
+	TaFrame frame;
+
+	if (search->ratings != NULL)
+		return true;
+	if (!OidIsValid(relid) || get_attnum(relid, "rating") == InvalidAttrNumber ||
+		get_atttype(relid, get_attnum(relid, "product_id")) != UUIDOID)
+		return false;
+
+	ctl.keysize = UUID_LEN;
+	ctl.entrysize = sizeof(Rating);
+	ctl.hcxt = CurrentMemoryContext;
+	search->ratings = hash_create("ratings of products", 1024, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	ta_frame_begin(&frame, InvalidOid);
+	portal = ta_open_cursor(search->nspid, get_attnum(relid, "deleted_at") == InvalidAttrNumber ? &all : &living,
+							NULL, NULL, true);
+	for (;;)
+	{
+		SPI_cursor_fetch(portal, true, 1000);
+		if (SPI_processed == 0)
+			break;
+		for (uint64 i = 0; i < SPI_processed; i++)
+		{
+			bool	isnull;
+			Rating *rating = hash_search(search->ratings, DatumGetUUIDP(ta_spi_value(i, 1, &isnull)), HASH_ENTER, NULL);
+
+			rating->average = DatumGetInt32(ta_spi_value(i, 2, &isnull));
+		}
+		SPI_freetuptable(SPI_tuptable);
+	}
+	SPI_cursor_close(portal);
+	ta_frame_end(&frame);
+	return true;
+}
+
+/*
+ * ta_rating
+ *		The average rating of a product in millionths, 0: nobody rated it.
+ */
+int32
+ta_rating(TaSearch *search, const pg_uuid_t *id)
+{
+	const Rating *rating = hash_search(search->ratings, id, HASH_FIND, NULL);
+
+	return rating == NULL ? 0 : rating->average;
+}
+
 /* A product of which there is some. */
 typedef struct StockEntry
 {

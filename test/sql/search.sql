@@ -213,10 +213,13 @@ SELECT count(*) FROM finder.search_products(repeat('x', 1048576));
 SELECT count(*) FROM finder.search_products(repeat('"', 10001));
 SELECT count(*) FROM finder.search_products(repeat('-', 10001));
 SELECT count(*) FROM finder.search_products(repeat('-a "b ', 5001));
+-- not aligned: versions of psql differ in how wide a mark is
+\pset format unaligned
 SELECT q, found(q, 1) FROM unnest(ARRAY[
     '& | ! ( ) : * <-> ', '"mug', 'mug"', '""', '" "', '-', '--', '- mug', '-"', '-"mug', '\', '\0', '\x00', E'\\u0000', '%00', '%', '_', '$$', ';', '''', '{}', '<b>mug</b>',
     'mug:*', 'mug & !red', 'b:b0000000', 'a:colour=blue', 't:gift', E'mug\tmug\nmug', E'\u200Fmug', 'قهوة', 'mug קפה', '☕', 'mug ☕🔥', '咖啡杯', 'ｍｕｇ', 'mûg', '43.2.1.0', '1e999', '-1e999', '....', '10×15',
     'mug' || repeat(' unknown', 40)]) WITH ORDINALITY u(q, o) ORDER BY o;
+\pset format aligned
 UPDATE finder.products SET description = repeat('very long text <>&"'' ', 40000) || 'needle' WHERE sku = 'MUG-01';
 SELECT found('needle');
 UPDATE finder.products SET name = '☕咖啡 قهوة', description = NULL, tags = '{"",NULL,"a:b"}', attributes = '[1, {"a": [true, null, {"b": []}]}]' WHERE sku = 'MUG-01';
