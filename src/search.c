@@ -326,8 +326,22 @@ ta_search_brute_force(PG_FUNCTION_ARGS)
 
 	for (int q = 0; q < ntexts; q++)
 	{
-		Found *found = full[q].count >= TA_FEW_FULL ? &full[q] : &any[q];
+		Found *found = &full[q];
 
+		/* few have all words: those with some are shown behind them */
+		if (full[q].count < search->enough)
+		{
+			found = &any[q];
+			if (found->count + full[q].count > found->size)
+			{
+				found->size = found->count + full[q].count;
+				found->hits = found->hits == NULL ? palloc(sizeof(TaHit) * found->size)
+												  : repalloc_huge(found->hits, sizeof(TaHit) * found->size);
+			}
+			if (full[q].count > 0)
+				memcpy(found->hits + found->count, full[q].hits, sizeof(TaHit) * full[q].count);
+			found->count += full[q].count;
+		}
 		qsort(found->hits, found->count, sizeof(TaHit), compare_found);
 		for (int i = 0; i < Min(found->count, limit); i++)
 		{
@@ -373,6 +387,13 @@ find_in_field(const TaToken *token, void *arg)
 
 	if (token->term_length == field->length && memcmp(token->term, field->term, field->length) == 0)
 		field->found = true;
+	else if (field->term[0] == TA_EXACT)
+	{
+		char exact[TA_TERM_MAX];
+
+		if (ta_exact_form(token, exact) == field->length && memcmp(exact, field->term, field->length) == 0)
+			field->found = true;
+	}
 }
 
 Datum
@@ -464,7 +485,8 @@ ta_explain_search(PG_FUNCTION_ARGS)
 				if (field.found)
 					appendStringInfo(&where, "%s%s", where.len > 0 ? ", " : "", fields_sql[f]);
 			}
-			row[0] = CStringGetTextDatum(query->lists[l].term);
+			row[0] = CStringGetTextDatum(query->lists[l].term[0] == TA_EXACT ? psprintf("%s (as it is written)", query->lists[l].term + 1)
+																			 : query->lists[l].term);
 			row[1] = CStringGetTextDatum((query->lists[l].mask & TA_EXCLUDED_BIT) ? "excluded" : where.data);
 			row[2] = Float4GetDatum((float4) query->lists[l].weight / TA_WEIGHT_SCALE);
 			row[3] = Float4GetDatum(ta_rank(query->lists[l].weight * impacts[l]));
@@ -483,6 +505,17 @@ ta_explain_search(PG_FUNCTION_ARGS)
 			row[2] = Float4GetDatum((float4) coverage);
 			row[3] = (Datum) 0;
 			tuplestore_putvalues(result.store, result.desc, row, nulls);
+			for (int l = 0; document.head >= 0 && l < query->nlists; l++)
+			{
+				const TaTerm *head = &document.terms[document.head];
+
+				if (head->length != query->lists[l].length || memcmp(head->text, query->lists[l].term, head->length) != 0)
+					continue;
+				row[0] = CStringGetTextDatum("(what the name says it is)");
+				row[1] = CStringGetTextDatum(query->lists[l].term);
+				row[2] = Float4GetDatum(TA_HEAD);
+				tuplestore_putvalues(result.store, result.desc, row, nulls);
+			}
 			row[0] = CStringGetTextDatum("(in stock)");
 			row[1] = CStringGetTextDatum(ta_in_stock(search, DatumGetUUIDP(values[0])) ? "yes" : "no: it sinks");
 			row[2] = Float4GetDatum(ta_in_stock(search, DatumGetUUIDP(values[0])) ? 1 : 0);

@@ -33,11 +33,13 @@
 #define TA_MAX_WORDS	 16 /* words of a query that count */
 #define TA_MAX_LISTS	 64 /* terms that those words can stand for */
 #define TA_IMPACT_MAX	 255
-#define TA_WEIGHT_SCALE	 64 /* of a term's weight, which is a whole number */
-#define TA_FEW_FULL		 1	/* full matches below which others are shown, too */
-#define TA_K1			 1.2
-#define TA_B			 0.4
-#define TA_LENGTH_BEFORE 40.0 /* average length of a store's documents until it is known */
+#define TA_EXACT		 '='  /* before words that stand as they are written */
+#define TA_WEIGHT_SCALE	 64	  /* of a term's weight, which is a whole number */
+#define TA_ENOUGH		 10	  /* full matches below which others are shown, too, */
+#define TA_ENOUGH_OF	 2000 /* at most; one more for so many products of the store */
+#define TA_K1			 2.0
+#define TA_HEAD			 1.5  /* what the word of a name counts that says what the thing is */
+#define TA_LENGTH_BEFORE 40.0 /* recorded length that goes with the lengths of the fields */
 
 /* What ta_draft expects of a product p and its brand b. */
 #define TA_DOCUMENT_COLUMNS                                                                           \
@@ -81,6 +83,7 @@ typedef struct TaDocument
 	float4	  popularity;
 	int		  nterms;
 	TaTerm	 *terms;
+	int		  head; /* of terms: what the name says the product is; -1: nothing */
 } TaDocument;
 
 /* A part of the index: a set of documents, numbered in the order of their keys. */
@@ -179,6 +182,7 @@ typedef struct TaSearch
 	Snapshot		snapshot;
 	Oid				config;
 	double			average; /* recorded length of a document */
+	int				enough;	 /* with fewer full matches others are shown, too */
 	int				nsegments;
 	TaSegment	   *segments; /* in order */
 	int				nrecents;
@@ -214,13 +218,15 @@ typedef struct TaPrice
 } TaPrice;
 
 /* search_text.c */
-extern void ta_search_text_init(void);
-extern Oid	ta_search_config(const char *name);
-extern void ta_tokenize(Oid config, const char *text, int length, TaTokenSink sink, void *arg);
+extern void	 ta_search_text_init(void);
+extern Oid	 ta_search_config(const char *name);
+extern char *ta_search_config_name(Oid config);
+extern int	 ta_exact_form(const TaToken *token, char *exact);
+extern void	 ta_tokenize(Oid config, const char *text, int length, TaTokenSink sink, void *arg);
 
 /* search_read.c */
 extern TaSearch		  *ta_search_open(Oid nspid);
-extern void			   ta_search_settings(Oid nspid, Oid *config, double *length);
+extern void			   ta_search_settings(Oid nspid, Oid *config, double *length, int *enough);
 extern void			   ta_search_close(TaSearch *search);
 extern Oid			   ta_search_table(Oid nspid, const char *name);
 extern TupleTableSlot *ta_product_row(TaSearch *search, const pg_uuid_t *id);
@@ -261,7 +267,6 @@ extern const TaPostings *ta_postings(TaSearch *search, int s, const char *term, 
 typedef struct TaDrafts TaDrafts;
 extern TaDrafts		   *ta_drafts_open(Oid nspid, Oid config, double average);
 extern void				ta_draft(TaDrafts *drafts, HeapTuple row, TupleDesc desc, TaDocument *document);
-extern int				ta_impact(int weight, int length, double average);
 extern char			   *ta_property(char kind, const char *name, int name_length,
 									const char *value, int value_length, int *length);
 

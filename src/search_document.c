@@ -4,11 +4,16 @@
  *	  From a product to what search knows of it: its terms, each with an
  *	  impact.
  *
- * The impact is the part of BM25 that a document determines: the occurrences
- * of the term, weighted by field, saturated and held against the document's
- * length, as a whole number from 1 to 255.  It depends on nothing but the
- * product and the length that is recorded for the store, so that it need not be
- * written again when other products come or go.
+ * The impact is the part of BM25F that a document determines: the occurrences
+ * of the term, weighted by field and by what they are in the name, held against
+ * the field's length, and saturated, as a whole number from 1 to 255.  The field
+ * in which the term counts most counts whole, the others by half, for they often
+ * repeat each other.  The impact depends on nothing but the product and the
+ * length that is recorded for the store, so that it need not be written again
+ * when other products come or go.
+ *
+ * A word whose ending the language takes off ("gaming", "controller") is there
+ * twice: as its stem, and as it is written behind "=" (ta_exact_form).
  *
  * Terms with a colon stand for properties and have no impact to speak of:
  * "b:" a brand, "c:" a category, "t:" a tag, "a:" an attribute with its value.
@@ -35,18 +40,36 @@
 #include "search.h"
 #include "spi_util.h"
 
-/* Weights of the fields, in halves. */
-#define WEIGHT_NAME		   8
-#define WEIGHT_BRAND	   6
-#define WEIGHT_SKU		   6
-#define WEIGHT_CATEGORY	   4
-#define WEIGHT_ABOVE	   1
-#define WEIGHT_TAG		   4
-#define WEIGHT_DESCRIPTION 2
-#define WEIGHT_KIND		   3
-#define WEIGHT_ATTRIBUTE   1
-#define WEIGHT_MAX		   4000 /* of one term in one product */
+/*
+ * A field: what an occurrence counts, how much the field's length matters (b of
+ * BM25F), the length at which it does not, and the least that it is divided by.
+ * So a word of a description never counts more than one of a name of up to
+ * seven words, however short the description is.
+ */
+typedef struct Field
+{
+	double weight;
+	double b;
+	double length;
+	double least;
+} Field;
 
+static const Field name_field = {4, 0.5, 12, 0};
+static const Field brand_field = {3, 0, 1, 0};
+static const Field sku_field = {3, 0, 1, 0};
+static const Field variants_field = {3, 0.75, 24, 1};
+static const Field category_field = {2, 0, 1, 0};
+static const Field above_field = {0.5, 0, 1, 0};
+static const Field tags_field = {2, 0.75, 12, 1};
+static const Field description_field = {2, 0.75, 25, 0.4};
+static const Field kind_field = {1.5, 0, 1, 0};
+static const Field attributes_field = {0.5, 0.75, 60, 0.25};
+
+#define OTHER_FIELDS 0.5 /* what a field adds where the term counts more in another */
+#define ATTRIBUTE	 0.5 /* one that an attribute says, too */
+#define BEHIND		 0.5 /* one behind the first stop word: "case for a camera" */
+
+#define MAX_NAME_WORDS 256
 #define MAX_TERMS	   5000 /* of one product */
 #define PROPERTY_MAX   200	/* bytes of a property that tell it from others */
 #define MAX_CATEGORIES 32
@@ -83,8 +106,25 @@ typedef struct Draft
 	const char *text;
 	int			length;
 	uint32		hash;
-	int32		weight; /* 0: a property */
+	bool		is_property;
+	bool		in_brand;
+	bool		in_attribute;
+	float		here; /* occurrences in the field at hand */
+	double		best; /* the field in which it counts most */
+	double		sum;  /* all fields */
 } Draft;
+
+/* A word of the name: what it counts is known once all fields were read. */
+typedef struct NameWord
+{
+	int	 draft;	 /* -1: a stop word */
+	int	 exact;	 /* draft of its exact form, -1: none */
+	bool joined; /* the whole of words that stand there, too */
+	bool has_digit;
+	bool is_number;
+	bool is_letter; /* a single one */
+	bool broken;	/* punctuation before it ends what the name began with */
+} NameWord;
 
 struct TaDrafts
 {
@@ -99,10 +139,24 @@ struct TaDrafts
 	int	   ndrafts;
 	int	   nslots; /* a power of two */
 	Draft *drafts;
-	int	  *slots; /* index into drafts plus one */
-	int	   weight;
-	int	   length;
-	bool   only_new; /* terms that are there already stay as they are */
+	int	  *slots;	  /* index into drafts plus one */
+	int	   first_new; /* drafts before it stay as they are */
+
+	/* the field that is being read */
+	int	 length; /* words */
+	int *touched;
+	int	 ntouched;
+
+	/* the name */
+	const char *name; /* the text, while it is being read */
+	int			name_at;
+	int			nname;
+	NameWord	name_words[MAX_NAME_WORDS];
+	int			head; /* draft, -1: none */
+
+	/* what was asked last of a configuration */
+	Oid	 head_config;
+	bool head_first;
 };
 
 static const TaStatement read_category = {
@@ -155,9 +209,15 @@ resize_slots(TaDrafts *drafts)
 	drafts->nslots = drafts->nslots == 0 ? 128 : drafts->nslots * 2;
 	drafts->slots = palloc0(sizeof(int) * drafts->nslots);
 	if (drafts->drafts == NULL)
-		drafts->drafts = palloc(sizeof(Draft) * drafts->nslots);
+	{
+		drafts->drafts = palloc(sizeof(Draft) * drafts->nslots / 2);
+		drafts->touched = palloc(sizeof(int) * drafts->nslots / 2);
+	}
 	else
-		drafts->drafts = repalloc(drafts->drafts, sizeof(Draft) * drafts->nslots);
+	{
+		drafts->drafts = repalloc(drafts->drafts, sizeof(Draft) * drafts->nslots / 2);
+		drafts->touched = repalloc(drafts->touched, sizeof(int) * drafts->nslots / 2);
+	}
 	for (int i = 0; i < drafts->ndrafts; i++)
 	{
 		uint32 at = drafts->drafts[i].hash & (drafts->nslots - 1);
@@ -168,8 +228,9 @@ resize_slots(TaDrafts *drafts)
 	}
 }
 
-static void
-add_term(TaDrafts *drafts, const char *term, int length, int weight)
+/* The draft of a term, -1 where there are too many. */
+static int
+find_draft(TaDrafts *drafts, const char *term, int length)
 {
 	uint32 hash = ta_term_hash(term, length);
 	uint32 at;
@@ -183,23 +244,70 @@ add_term(TaDrafts *drafts, const char *term, int length, int weight)
 	{
 		draft = &drafts->drafts[drafts->slots[at] - 1];
 		if (draft->hash == hash && draft->length == length && memcmp(draft->text, term, length) == 0)
-		{
-			if (!drafts->only_new)
-				draft->weight = Min(draft->weight + weight, WEIGHT_MAX);
-			return;
-		}
+			return drafts->slots[at] - 1;
 		at = (at + 1) & (drafts->nslots - 1);
 	}
 	if (drafts->ndrafts >= MAX_TERMS)
-		return;
+		return -1;
 	copy = palloc(length);
 	memcpy(copy, term, length);
 	draft = &drafts->drafts[drafts->ndrafts++];
+	memset(draft, 0, sizeof(*draft));
 	draft->text = copy;
 	draft->length = length;
 	draft->hash = hash;
-	draft->weight = weight;
 	drafts->slots[at] = drafts->ndrafts;
+	return drafts->ndrafts - 1;
+}
+
+/* Counts an occurrence in the field at hand. */
+static void
+count_draft(TaDrafts *drafts, int d, double occurrences)
+{
+	Draft *draft;
+
+	if (d < drafts->first_new)
+		return;
+	draft = &drafts->drafts[d];
+	if (draft->here == 0)
+		drafts->touched[drafts->ntouched++] = d;
+	draft->here += occurrences;
+}
+
+static void
+begin_field(TaDrafts *drafts)
+{
+	drafts->length = 0;
+	drafts->ntouched = 0;
+}
+
+/* What the terms of the field at hand count. */
+static void
+end_field(TaDrafts *drafts, const Field *field)
+{
+	double length = field->length * drafts->average / TA_LENGTH_BEFORE;
+	double norm = 1 - field->b + field->b * drafts->length / length;
+
+	norm = Max(norm, field->least);
+	for (int i = 0; i < drafts->ntouched; i++)
+	{
+		Draft *draft = &drafts->drafts[drafts->touched[i]];
+		double counts = field->weight * draft->here / norm;
+
+		draft->best = Max(draft->best, counts);
+		draft->sum += counts;
+		draft->here = 0;
+	}
+	drafts->ntouched = 0;
+}
+
+static int
+exact_draft(TaDrafts *drafts, const TaToken *token)
+{
+	char exact[TA_TERM_MAX];
+	int	 length = ta_exact_form(token, exact);
+
+	return length > 0 ? find_draft(drafts, exact, length) : -1;
 }
 
 static void
@@ -209,23 +317,23 @@ add_token(const TaToken *token, void *arg)
 
 	if (token->term_length == 0)
 		return;
-	add_term(drafts, token->term, token->term_length, drafts->weight);
-	if (!token->joined && !drafts->only_new)
+	count_draft(drafts, find_draft(drafts, token->term, token->term_length), 1);
+	count_draft(drafts, exact_draft(drafts, token), 1);
+	if (!token->joined)
 		drafts->length++;
 }
 
 static void
-add_text(TaDrafts *drafts, Oid config, const char *text, int length, int weight)
+add_text(TaDrafts *drafts, Oid config, const char *text, int length, TaTokenSink sink)
 {
-	drafts->weight = weight;
 	if (length > TEXT_MAX)
 		length = pg_mbcliplen(text, length, TEXT_MAX);
-	ta_tokenize(config, text, length, add_token, drafts);
+	ta_tokenize(config, text, length, sink, drafts);
 	CHECK_FOR_INTERRUPTS();
 }
 
 static void
-add_column(TaDrafts *drafts, Oid config, HeapTuple row, TupleDesc desc, int column, int weight)
+add_column(TaDrafts *drafts, Oid config, HeapTuple row, TupleDesc desc, int column, const Field *field)
 {
 	bool  isnull;
 	Datum value = heap_getattr(row, column, desc, &isnull);
@@ -234,7 +342,165 @@ add_column(TaDrafts *drafts, Oid config, HeapTuple row, TupleDesc desc, int colu
 	if (isnull)
 		return;
 	string = DatumGetTextPP(value);
-	add_text(drafts, config, VARDATA_ANY(string), VARSIZE_ANY_EXHDR(string), weight);
+	begin_field(drafts);
+	add_text(drafts, config, VARDATA_ANY(string), VARSIZE_ANY_EXHDR(string), add_token);
+	end_field(drafts, field);
+}
+
+/*
+ * The name
+ *
+ * "Kensington Gel Mouse Pad, black" is a pad, "Targus Optical mouse USB 1000 DPI"
+ * a mouse.  In most languages the word that says what a thing is comes last, and
+ * what it is like before it; what it is for, made of or comes with follows after
+ * a stop word, a comma or a bracket, and so do numbers with their units.  So the
+ * head of a name is its last word before any of these that is neither the brand
+ * nor said by an attribute.  Where adjectives follow the noun it is the first.
+ */
+
+/* Whether the text between two words ends what the name began with. */
+static bool
+breaks_name(const char *from, const char *to)
+{
+	for (const char *at = from; at < to; at++)
+	{
+		if (strchr("(),;:|", *at) != NULL && *at != '\0')
+			return true;
+		if (*at == '-' && at > from && at[-1] == ' ' && at + 1 < to && at[1] == ' ')
+			return true;
+		if (to - at >= 3 && (memcmp(at, "\xE2\x80\x93", 3) == 0 || memcmp(at, "\xE2\x80\x94", 3) == 0))
+			return true;
+	}
+	return false;
+}
+
+static void
+add_name_token(const TaToken *token, void *arg)
+{
+	TaDrafts *drafts = (TaDrafts *) arg;
+	NameWord *word;
+	int		  letters = 0;
+
+	if (drafts->nname == MAX_NAME_WORDS || (token->joined && token->term_length == 0))
+		return;
+	word = &drafts->name_words[drafts->nname++];
+	memset(word, 0, sizeof(*word));
+	word->draft = token->term_length == 0 ? -1 : find_draft(drafts, token->term, token->term_length);
+	word->exact = exact_draft(drafts, token);
+	word->joined = token->joined;
+	if (token->joined)
+		return;
+	word->is_number = token->surface[0] >= '0' && token->surface[0] <= '9';
+	for (int i = 0; i < token->surface_length; i++)
+	{
+		char c = token->surface[i];
+
+		if (c >= '0' && c <= '9')
+			word->has_digit = true;
+		else if (c != '.')
+			word->is_number = false;
+		letters += ((unsigned char) c & 0xC0) != 0x80;
+	}
+	word->is_letter = letters == 1;
+	word->broken = breaks_name(drafts->name + drafts->name_at, drafts->name + token->start);
+	drafts->name_at = token->end;
+	if (token->term_length > 0)
+		drafts->length++;
+}
+
+/* Languages in which adjectives follow their noun. */
+static bool
+head_comes_first(TaDrafts *drafts, Oid config)
+{
+	static const char *const languages[] = {"arabic", "catalan", "french", "indonesian", "irish",
+											"italian", "portuguese", "romanian", "spanish"};
+
+	if (drafts->head_config != config)
+	{
+		char *name = ta_search_config_name(config);
+
+		drafts->head_config = config;
+		drafts->head_first = false;
+		for (size_t i = 0; i < lengthof(languages); i++)
+			drafts->head_first |= name != NULL && strcmp(name, languages[i]) == 0;
+	}
+	return drafts->head_first;
+}
+
+static void
+add_name(TaDrafts *drafts, Oid config, HeapTuple row, TupleDesc desc)
+{
+	bool  isnull;
+	Datum value = heap_getattr(row, DOC_NAME, desc, &isnull);
+	text *string;
+
+	drafts->nname = drafts->length = 0;
+	if (isnull)
+		return;
+	string = DatumGetTextPP(value);
+	drafts->name = VARDATA_ANY(string);
+	drafts->name_at = 0;
+	add_text(drafts, config, VARDATA_ANY(string), VARSIZE_ANY_EXHDR(string), add_name_token);
+	drafts->name = NULL;
+}
+
+/* What the words of the name count, once brand and attributes are known. */
+static void
+end_name(TaDrafts *drafts, Oid config, int length)
+{
+	bool head_first = head_comes_first(drafts, config);
+	bool started = false; /* past the brand and codes */
+	bool over = false;	  /* what the name began with is */
+	int	 behind = drafts->nname;
+	int	 head = -1;
+
+	for (int w = 0; w < drafts->nname; w++)
+	{
+		NameWord *word = &drafts->name_words[w];
+		Draft	 *draft = word->draft >= 0 ? &drafts->drafts[word->draft] : NULL;
+
+		if (word->joined)
+			continue;
+		over = over || (started && (word->broken || (draft != NULL && word->is_number)));
+		if (draft == NULL)
+		{
+			if (!started)
+				continue;
+			behind = w;
+			break;
+		}
+		if (word->has_digit || draft->in_brand)
+			continue;
+		started = true;
+		if (!over && !draft->in_attribute && !word->is_letter && (head < 0 || !head_first))
+			head = w;
+	}
+
+	begin_field(drafts);
+	for (int w = 0; w < drafts->nname; w++)
+	{
+		NameWord *word = &drafts->name_words[w];
+		Draft	 *draft;
+		double	  counts = 1;
+
+		if (word->draft < 0)
+			continue;
+		draft = &drafts->drafts[word->draft];
+		if (w == head)
+		{
+			counts = TA_HEAD;
+			if (drafts->first_new == 0)
+				drafts->head = word->draft;
+		}
+		else if (draft->in_attribute && !draft->in_brand && !word->joined)
+			counts = ATTRIBUTE;
+		if (w > behind && !word->joined)
+			counts *= BEHIND;
+		count_draft(drafts, word->draft, counts);
+		count_draft(drafts, word->exact, counts);
+	}
+	drafts->length = length;
+	end_field(drafts, &name_field);
 }
 
 /*
@@ -266,8 +532,10 @@ add_property(TaDrafts *drafts, char kind, const char *name, int name_length,
 {
 	int	  length;
 	char *term = ta_property(kind, name, name_length, value, value_length, &length);
+	int	  d = find_draft(drafts, term, length);
 
-	add_term(drafts, term, length, 0);
+	if (d >= 0)
+		drafts->drafts[d].is_property = true;
 	pfree(term);
 }
 
@@ -285,8 +553,9 @@ names_a_kind(const char *name, int length)
 	return length == 4 && (pg_strncasecmp(name, "type", 4) == 0 || pg_strncasecmp(name, "kind", 4) == 0);
 }
 
+/* The words of attributes that say what a thing is, or of the others with all properties. */
 static void
-add_attributes(TaDrafts *drafts, Oid config, Jsonb *attributes)
+add_attributes(TaDrafts *drafts, Oid config, Jsonb *attributes, bool kinds)
 {
 	JsonbIterator	  *it;
 	JsonbValue		   value;
@@ -297,6 +566,7 @@ add_attributes(TaDrafts *drafts, Oid config, Jsonb *attributes)
 
 	if (!JB_ROOT_IS_OBJECT(attributes))
 		return;
+	begin_field(drafts);
 	it = JsonbIteratorInit(&attributes->root);
 	while ((token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
 	{
@@ -321,11 +591,13 @@ add_attributes(TaDrafts *drafts, Oid config, Jsonb *attributes)
 			case WJB_ELEM:
 				if (value.type == jbvString)
 				{
-					add_text(drafts, config, value.val.string.val, value.val.string.len,
-							 names_a_kind(name, name_length) ? WEIGHT_KIND : WEIGHT_ATTRIBUTE);
-					if (depth <= 2)
+					if (names_a_kind(name, name_length) == kinds)
+						add_text(drafts, config, value.val.string.val, value.val.string.len, add_token);
+					if (depth <= 2 && !kinds)
 						add_property(drafts, 'a', name, name_length, value.val.string.val, value.val.string.len);
 				}
+				else if (kinds)
+					break;
 				else if (value.type == jbvNumeric && depth <= 2)
 				{
 					char *number = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(value.val.numeric)));
@@ -340,6 +612,12 @@ add_attributes(TaDrafts *drafts, Oid config, Jsonb *attributes)
 				break;
 		}
 	}
+	if (!kinds)
+	{
+		for (int i = 0; i < drafts->ntouched; i++)
+			drafts->drafts[drafts->touched[i]].in_attribute = true;
+	}
+	end_field(drafts, kinds ? &kind_field : &attributes_field);
 }
 
 static void
@@ -349,6 +627,7 @@ add_tags(TaDrafts *drafts, Oid config, ArrayType *tags)
 	bool  *nulls;
 	int	   count;
 
+	begin_field(drafts);
 	deconstruct_array(tags, TEXTOID, -1, false, TYPALIGN_INT, &values, &nulls, &count);
 	for (int i = 0; i < count; i++)
 	{
@@ -357,9 +636,10 @@ add_tags(TaDrafts *drafts, Oid config, ArrayType *tags)
 		if (nulls[i])
 			continue;
 		tag = DatumGetTextPP(values[i]);
-		add_text(drafts, config, VARDATA_ANY(tag), VARSIZE_ANY_EXHDR(tag), WEIGHT_TAG);
+		add_text(drafts, config, VARDATA_ANY(tag), VARSIZE_ANY_EXHDR(tag), add_token);
 		add_property(drafts, 't', NULL, 0, VARDATA_ANY(tag), VARSIZE_ANY_EXHDR(tag));
 	}
+	end_field(drafts, &tags_field);
 }
 
 /* A category and those above it, asked for once. */
@@ -401,18 +681,24 @@ compare_terms(const void *a, const void *b)
 	return 0;
 }
 
-/*
- * ta_impact
- *		The impact of weighted occurrences in a document of so many words.
- */
-int
-ta_impact(int weight, int length, double average)
+/* The impact of what a term counts. */
+static int
+impact_of(const Draft *draft)
 {
-	double x = weight / 2.0;
-	double part = x / (x + TA_K1 * (1 - TA_B + TA_B * length / average));
-	int	   impact = (int) ceil(part * TA_IMPACT_MAX);
+	double x = draft->best + OTHER_FIELDS * (draft->sum - draft->best);
+	int	   impact = (int) ceil(x / (x + TA_K1) * TA_IMPACT_MAX);
 
 	return Max(1, Min(impact, TA_IMPACT_MAX));
+}
+
+static void
+add_words(TaDrafts *drafts, Oid config, const char *words, const Field *field)
+{
+	if (words == NULL)
+		return;
+	begin_field(drafts);
+	add_text(drafts, config, words, strlen(words), add_token);
+	end_field(drafts, field);
 }
 
 /* All fields of a product. */
@@ -421,13 +707,26 @@ add_fields(TaDrafts *drafts, Oid config, HeapTuple row, TupleDesc desc)
 {
 	bool  isnull;
 	Datum value;
+	int	  name_length;
 
-	add_column(drafts, config, row, desc, DOC_NAME, WEIGHT_NAME);
-	add_column(drafts, config, row, desc, DOC_BRAND_NAME, WEIGHT_BRAND);
-	add_column(drafts, config, row, desc, DOC_SKU, WEIGHT_SKU);
-	add_column(drafts, config, row, desc, DOC_VARIANTS, WEIGHT_SKU);
-	add_column(drafts, config, row, desc, DOC_SHORT, WEIGHT_DESCRIPTION);
-	add_column(drafts, config, row, desc, DOC_DESCRIPTION, WEIGHT_DESCRIPTION);
+	add_name(drafts, config, row, desc);
+	name_length = drafts->length;
+
+	value = heap_getattr(row, DOC_BRAND_NAME, desc, &isnull);
+	if (!isnull)
+	{
+		text *brand = DatumGetTextPP(value);
+
+		begin_field(drafts);
+		add_text(drafts, config, VARDATA_ANY(brand), VARSIZE_ANY_EXHDR(brand), add_token);
+		for (int i = 0; i < drafts->ntouched; i++)
+			drafts->drafts[drafts->touched[i]].in_brand = true;
+		end_field(drafts, &brand_field);
+	}
+	add_column(drafts, config, row, desc, DOC_SKU, &sku_field);
+	add_column(drafts, config, row, desc, DOC_VARIANTS, &variants_field);
+	add_column(drafts, config, row, desc, DOC_SHORT, &description_field);
+	add_column(drafts, config, row, desc, DOC_DESCRIPTION, &description_field);
 
 	value = heap_getattr(row, DOC_CATEGORY, desc, &isnull);
 	if (!isnull)
@@ -435,10 +734,8 @@ add_fields(TaDrafts *drafts, Oid config, HeapTuple row, TupleDesc desc)
 		Category *category = find_category(drafts, DatumGetUUIDP(value));
 
 		add_uuid_property(drafts, 'c', DatumGetUUIDP(value));
-		if (category->name != NULL)
-			add_text(drafts, config, category->name, strlen(category->name), WEIGHT_CATEGORY);
-		if (category->above != NULL)
-			add_text(drafts, config, category->above, strlen(category->above), WEIGHT_ABOVE);
+		add_words(drafts, config, category->name, &category_field);
+		add_words(drafts, config, category->above, &above_field);
 	}
 	value = heap_getattr(row, DOC_BRAND, desc, &isnull);
 	if (!isnull)
@@ -448,7 +745,11 @@ add_fields(TaDrafts *drafts, Oid config, HeapTuple row, TupleDesc desc)
 		add_tags(drafts, config, DatumGetArrayTypeP(value));
 	value = heap_getattr(row, DOC_ATTRIBUTES, desc, &isnull);
 	if (!isnull)
-		add_attributes(drafts, config, DatumGetJsonbP(value));
+	{
+		add_attributes(drafts, config, DatumGetJsonbP(value), true);
+		add_attributes(drafts, config, DatumGetJsonbP(value), false);
+	}
+	end_name(drafts, config, name_length);
 }
 
 /*
@@ -466,10 +767,10 @@ ta_draft(TaDrafts *drafts, HeapTuple row, TupleDesc desc, TaDocument *document)
 
 	MemoryContextReset(drafts->context);
 	caller = MemoryContextSwitchTo(drafts->context);
-	drafts->ndrafts = drafts->nslots = drafts->length = 0;
-	drafts->only_new = false;
+	drafts->ndrafts = drafts->nslots = drafts->first_new = 0;
+	drafts->head = -1;
 	drafts->drafts = NULL;
-	drafts->slots = NULL;
+	drafts->slots = drafts->touched = NULL;
 	resize_slots(drafts);
 
 	value = heap_getattr(row, DOC_LANGUAGE, desc, &isnull);
@@ -489,9 +790,8 @@ ta_draft(TaDrafts *drafts, HeapTuple row, TupleDesc desc, TaDocument *document)
 	if (config != drafts->config)
 	{
 		/* queries are written in the store's language: as it would have the words */
-		drafts->only_new = true;
+		drafts->first_new = drafts->ndrafts;
 		add_fields(drafts, drafts->config, row, desc);
-		drafts->only_new = false;
 	}
 
 	document->nterms = drafts->ndrafts;
@@ -504,8 +804,14 @@ ta_draft(TaDrafts *drafts, HeapTuple row, TupleDesc desc, TaDocument *document)
 		term->text = draft->text;
 		term->length = draft->length;
 		term->hash = draft->hash;
-		term->impact = draft->weight == 0 ? 1 : ta_impact(draft->weight, drafts->length, drafts->average);
+		term->impact = draft->is_property ? 1 : impact_of(draft);
 	}
 	qsort(document->terms, document->nterms, sizeof(TaTerm), compare_terms);
+	document->head = -1;
+	for (int i = 0; drafts->head >= 0 && i < document->nterms; i++)
+	{
+		if (document->terms[i].text == drafts->drafts[drafts->head].text)
+			document->head = i;
+	}
 	MemoryContextSwitchTo(caller);
 }

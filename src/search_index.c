@@ -611,12 +611,13 @@ build_segments(Oid nspid, const TaStatement *statement)
 {
 	Oid		  config;
 	double	  average;
+	int		  enough;
 	TaDrafts *drafts;
 	Builder	  builder;
 	Portal	  portal;
 	uint64	  count = 0;
 
-	ta_search_settings(nspid, &config, &average);
+	ta_search_settings(nspid, &config, &average, &enough);
 	drafts = ta_drafts_open(nspid, config, average);
 	builder_open(&builder, nspid);
 	portal = ta_open_cursor(nspid, statement, NULL, NULL, false);
@@ -711,6 +712,7 @@ refresh_products(Oid nspid, pg_uuid_t *ids, int count, bool lock)
 {
 	Oid		  config;
 	double	  average;
+	int		  enough;
 	TaDrafts *drafts;
 	int		  unique = 0;
 
@@ -724,7 +726,7 @@ refresh_products(Oid nspid, pg_uuid_t *ids, int count, bool lock)
 	}
 	count = unique;
 
-	ta_search_settings(nspid, &config, &average);
+	ta_search_settings(nspid, &config, &average, &enough);
 	drafts = ta_drafts_open(nspid, config, average);
 	for (int from = 0; from < count; from += BATCH)
 	{
@@ -854,11 +856,12 @@ ta_search_products_inserted(PG_FUNCTION_ARGS)
 	{
 		Oid			   config;
 		double		   average;
+		int			   enough;
 		TaDrafts	  *drafts;
 		SPITupleTable *batch;
 		uint64		   rows;
 
-		ta_search_settings(nspid, &config, &average);
+		ta_search_settings(nspid, &config, &average, &enough);
 		drafts = ta_drafts_open(nspid, config, average);
 		rows = ta_execute(nspid, &select_inserted, SPI_OK_SELECT, NULL, NULL);
 		batch = SPI_tuptable;

@@ -121,6 +121,9 @@ parse_token(const TaToken *token, void *arg)
 	TaQuery *query = parser->query;
 	int		 word;
 	int64	 df;
+	char	 exact[TA_TERM_MAX];
+	int		 exact_length;
+	int64	 exact_df;
 
 	if (parser->excluded)
 	{
@@ -172,7 +175,24 @@ parse_token(const TaToken *token, void *arg)
 	parser->codes[word] = has_digit(token->surface, token->surface_length);
 	parser->positions[word] = token->position + parser->offset * 4;
 	df = ta_document_frequency(parser->search, token->term, token->term_length);
-	(void) add_list(parser->search, query, token->term, token->term_length, UINT32CONST(1) << word, 64, df);
+	if (!add_list(parser->search, query, token->term, token->term_length, UINT32CONST(1) << word, 64, df))
+		return;
+
+	/* other words of its stem count by half where the store has it as it is typed */
+	exact_length = ta_exact_form(token, exact);
+	exact_df = exact_length > 0 ? ta_document_frequency(parser->search, exact, exact_length) : 0;
+	if (exact_df > 0)
+	{
+		TaList *stem = &query->lists[query->nlists - 1];
+		int32	weight = stem->weight;
+
+		if (add_list(parser->search, query, exact, exact_length, stem->mask, 32, exact_df))
+		{
+			stem->factor = 32;
+			stem->weight = Max(1, weight / 2);
+			query->lists[query->nlists - 1].weight = Max(1, weight - stem->weight);
+		}
+	}
 }
 
 /* The length of a quotation mark at a place, 0: there is none. */
@@ -635,6 +655,14 @@ correct_term(TaSearch *search, const char *word, int length, char *result, int *
 			inclusive = true;
 			continue;
 		}
+		if (term[0] == TA_EXACT)
+		{
+			/* so with words as they are written: their usual terms are there, too */
+			from[0] = TA_EXACT + 1;
+			from_length = 1;
+			inclusive = true;
+			continue;
+		}
 		if (n < 0)
 			continue;
 		dead = measure(c, chars, n, &distance);
@@ -673,7 +701,7 @@ correct_term(TaSearch *search, const char *word, int length, char *result, int *
 			int distance = 0;
 			int n;
 
-			if (abs((int) lengths[i] - length) > c->max * 4 || memchr(at, ':', lengths[i]) != NULL)
+			if (abs((int) lengths[i] - length) > c->max * 4 || at[0] == TA_EXACT || memchr(at, ':', lengths[i]) != NULL)
 				continue;
 			n = to_chars(at, lengths[i], chars, TYPO_MAX + 3);
 			if (n < 0 || measure(c, chars, n, &distance) >= 0)

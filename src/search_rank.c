@@ -5,8 +5,8 @@
  *
  * The order: more words of the query first; then what is in stock; then the
  * higher score; then the smaller key.  A product matches when it has all words
- * that anything stands for; where fewer than TA_FEW_FULL do, every product that
- * has one of them matches.
+ * that anything stands for; where fewer do than are enough for the store
+ * (TaSearch), every product that has one of them matches.
  *
  * For the best by relevance: a term's greatest impact is known for every range
  * of TA_RANGE documents.  Their weighted sum is the best that a document of the
@@ -1292,7 +1292,7 @@ TaHit *
 ta_top(TaSearch *search, TaQuery *query, int limit, const TaHit *after, int *count)
 {
 	Ranking ranking;
-	int		wanted = Max(limit, TA_FEW_FULL);
+	int		wanted = Max(limit, search->enough);
 	bool	ranked = false;
 
 	*count = 0;
@@ -1312,7 +1312,7 @@ ta_top(TaSearch *search, TaQuery *query, int limit, const TaHit *after, int *cou
 		ranked = true;
 	}
 	if (query->stage == TA_STAGE_AUTO)
-		query->stage = ranking.nhits < TA_FEW_FULL && pg_popcount32(query->known) > 1 ? TA_STAGE_ANY : TA_STAGE_FULL;
+		query->stage = ranking.nhits < search->enough && pg_popcount32(query->known) > 1 ? TA_STAGE_ANY : TA_STAGE_FULL;
 	if (query->stage == TA_STAGE_ANY)
 	{
 		require(&ranking, TA_STAGE_ANY);

@@ -307,11 +307,11 @@ read_recents(TaSearch *search)
 
 /*
  * ta_search_settings
- *		A store's text search configuration, and the recorded length of its
- *		documents.
+ *		A store's text search configuration, the recorded length of its
+ *		documents, and how many full matches are enough (0: not set).
  */
 void
-ta_search_settings(Oid nspid, Oid *config, double *length)
+ta_search_settings(Oid nspid, Oid *config, double *length, int *enough)
 {
 	Relation		rel = open_table(nspid, "store_settings", false);
 	TupleTableSlot *slot = table_slot_create(rel, NULL);
@@ -319,6 +319,7 @@ ta_search_settings(Oid nspid, Oid *config, double *length)
 	char		   *name = NULL;
 
 	*length = TA_LENGTH_BEFORE;
+	*enough = 0;
 	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
 		bool	   isnull;
@@ -338,6 +339,13 @@ ta_search_settings(Oid nspid, Oid *config, double *length)
 		if (key_length == 13 && memcmp(VARDATA_ANY(key_text), "search_length", 13) == 0 &&
 			scalar.type == jbvNumeric)
 			*length = DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow, NumericGetDatum(scalar.val.numeric)));
+		if (key_length == 13 && memcmp(VARDATA_ANY(key_text), "search_enough", 13) == 0 &&
+			scalar.type == jbvNumeric)
+		{
+			double number = DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow, NumericGetDatum(scalar.val.numeric)));
+
+			*enough = number >= 1 ? (int) Min(number, 1000) : 0;
+		}
 	}
 	table_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
@@ -363,9 +371,11 @@ ta_search_open(Oid nspid)
 	search->products = open_table(nspid, "products", true);
 	search->snapshot = RegisterSnapshot(GetActiveSnapshot());
 	ta_cache_begin(search);
-	ta_search_settings(nspid, &search->config, &search->average);
+	ta_search_settings(nspid, &search->config, &search->average, &search->enough);
 	read_segments(search);
 	read_recents(search);
+	if (search->enough == 0)
+		search->enough = (int) Min(TA_ENOUGH, 1 + search->ndocuments / TA_ENOUGH_OF);
 
 	rel = open_table(nspid, "inventory_stock", false);
 	search->has_stock = RelationGetNumberOfBlocks(rel) > 0;

@@ -15,6 +15,7 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_namespace.h"
@@ -111,6 +112,53 @@ ta_search_config(const char *name)
 								 CStringGetDatum("simple"),
 								 ObjectIdGetDatum(PG_CATALOG_NAMESPACE));
 	return config;
+}
+
+/*
+ * ta_search_config_name
+ *		The name of a text search configuration of the server's own, NULL for
+ *		any other.
+ */
+char *
+ta_search_config_name(Oid config)
+{
+	HeapTuple tuple = SearchSysCache1(TSCONFIGOID, ObjectIdGetDatum(config));
+	char	 *name = NULL;
+
+	if (!HeapTupleIsValid(tuple))
+		return NULL;
+	if (((Form_pg_ts_config) GETSTRUCT(tuple))->cfgnamespace == PG_CATALOG_NAMESPACE)
+		name = pstrdup(NameStr(((Form_pg_ts_config) GETSTRUCT(tuple))->cfgname));
+	ReleaseSysCache(tuple);
+	return name;
+}
+
+/*
+ * ta_exact_form
+ *		The term that stands for a word as it is written, where the language
+ *		takes three letters or more off its end: "=gaming" beside "game".  Returns
+ *		its length; 0: its usual term says enough.  Singular and plural are one.
+ *		exact has room for TA_TERM_MAX bytes.
+ */
+int
+ta_exact_form(const TaToken *token, char *exact)
+{
+	int length = token->surface_length;
+	int same = 0;
+
+	if (token->joined || token->term_length == 0)
+		return 0;
+	while (same < length && same < token->term_length && token->surface[same] == token->term[same])
+		same++;
+	if (length - same < 3)
+		return 0;
+	if (length >= 4 && token->surface[length - 1] == 's' && token->surface[length - 2] != 's')
+		length--;
+	if (length > TA_WORD_MAX)
+		return 0;
+	exact[0] = TA_EXACT;
+	memcpy(exact + 1, token->surface, length);
+	return length + 1;
 }
 
 /* What a configuration makes of a word in lower case; length 0: nothing. */
