@@ -1,6 +1,6 @@
 # A filled audit log outlives a dump and its restore, byte for byte as far as
 # its hashes go, and goes on in the new cluster; a subscriber logs what its
-# apply worker writes.
+# apply worker writes; a month ends beneath sessions that are writing.
 
 use strict;
 use warnings;
@@ -105,6 +105,46 @@ is(query($other, 'subscriber', q{SELECT * FROM techally.verify_audit('shop.items
 query($other, 'subscriber', 'INSERT INTO shop.items VALUES (9, 9)');
 is(query($other, 'subscriber', q{SELECT count(*) FROM shop.audit_logs}), '4', 'and nobody else is');
 query($other, 'subscriber', 'DROP SUBSCRIPTION items');
+
+# a month's end: the partition that sessions have been writing to is none any
+# more, there is no other yet, then there is, and DEFAULT is drained into it
+query($node, 'one', q{
+	CREATE SCHEMA busy;
+	CREATE TABLE busy.beats (id integer PRIMARY KEY, n bigint NOT NULL);
+	SELECT techally.enable_audit('busy.beats');
+	INSERT INTO busy.beats SELECT i, 0 FROM generate_series(1, 3) i});
+my $script = "$dir/beat.sql";
+open my $out_file, '>', $script or die $!;
+print $out_file "UPDATE busy.beats SET n = n + 1 WHERE id = :client_id + 1;\n";
+close $out_file;
+my ($in, $bench_out, $bench_err) = ('', '', '');
+my $bench = IPC::Run::start([ 'pgbench', '-n', '-M', 'prepared', '-c', '3', '-T', '600', '-f', $script, '-h', $node->host, '-p', $node->port, 'one' ],
+	\$in, \$bench_out, \$bench_err);
+my $beats = q{SELECT count(*) = 3 FROM busy.beats WHERE n > %s};
+$node->poll_query_until('one', sprintf($beats, 20));
+my $month = query($node, 'one', q{SELECT tableoid::regclass FROM busy.audit_logs LIMIT 1});
+query($node, 'one', "BEGIN; ALTER TABLE busy.audit_logs DETACH PARTITION $month; ALTER TABLE $month RENAME TO the_month_before; COMMIT");
+my $now = query($node, 'one', 'SELECT max(n) FROM busy.beats');
+$node->poll_query_until('one', sprintf($beats, $now));
+is(query($node, 'one', q{SELECT bool_and(tableoid = 'busy.audit_logs_default'::regclass) FROM busy.audit_logs}), 't',
+	'without a partition for the month the rows go to DEFAULT');
+query($node, 'one', q{SELECT techally.drain_default('busy.audit_logs')});
+$now = query($node, 'one', 'SELECT max(n) FROM busy.beats');
+$node->poll_query_until('one', sprintf($beats, $now));
+is($bench_err, '', 'nobody was disturbed by that');
+$bench->signal('TERM');
+eval { $bench->finish };
+$node->poll_query_until('one', q{SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'pgbench'});
+query($node, 'one', q{SELECT techally.drain_default('busy.audit_logs')});
+is(query($node, 'one', q{SELECT count(*) FROM busy.audit_logs_default}), '0', 'they are drained into the month');
+is(query($node, 'one', q{SELECT (SELECT count(*) FROM busy.the_month_before) + (SELECT count(*) FROM busy.audit_logs) = (SELECT sum(n) + 3 FROM busy.beats)}),
+	't', 'every change is in the log once');
+is(query($node, 'one', q{SELECT * FROM techally.verify_audit('busy.beats')}), '', 'and all that is there holds');
+# time is an argument: the month after next begins
+query($node, 'one', q{SELECT techally.premake_partitions('busy.audit_logs', date_trunc('month', now(), 'UTC') + interval '2 months')});
+is(query($node, 'one', q{SELECT count(*) FROM pg_inherits i WHERE i.inhparent = 'busy.audit_logs'::regclass AND
+		(SELECT count(*) FROM pg_trigger t WHERE t.tgrelid = i.inhrelid AND t.tgname LIKE 'techally_guard_%' AND t.tgenabled <> 'D') < 3}),
+	'0', 'all months are guarded');
 $node->stop;
 $other->stop;
 done_testing();
