@@ -96,7 +96,8 @@ AS 'MODULE_PATHNAME', 'ta_audit_source';
 COMMENT ON FUNCTION techally.audit_source(regclass) IS
 'Where a table''s changes are logged, and under which name; raises where there is no log';
 
--- Another table may have had the name before, and have another now.
+-- Another table may have had the name before, and have another now; a table that
+-- has become a partition brings its names along.
 CREATE FUNCTION techally.audit_names(target regclass)
 RETURNS TABLE (table_name text, from_time timestamptz, to_time timestamptz)
 LANGUAGE sql STABLE STRICT PARALLEL SAFE
@@ -106,11 +107,13 @@ AS $function$
         SELECT s.root, s.table_name, c.relnamespace FROM techally.audit_source(target) s JOIN pg_class c ON c.oid = s.root
     )
     SELECT n.table_name::text, n.from_time, n.to_time
-      FROM source s JOIN techally.audited_names n ON n.target = s.root
+      FROM source s JOIN techally.audited_names n
+        ON n.target = s.root OR n.target IN (SELECT p.relid FROM pg_partition_tree(s.root) p)
     UNION ALL
     SELECT s.table_name,
            COALESCE((SELECT max(n.to_time) FROM techally.audited_names n LEFT JOIN pg_class c ON c.oid = n.target
-                      WHERE n.target = s.root OR (n.table_name = s.table_name AND c.relnamespace = s.relnamespace)), '-infinity'),
+                      WHERE n.target = s.root OR n.target IN (SELECT p.relid FROM pg_partition_tree(s.root) p)
+                         OR (n.table_name = s.table_name AND c.relnamespace = s.relnamespace)), '-infinity'),
            'infinity'
       FROM source s
 $function$;
@@ -953,7 +956,7 @@ BEGIN
               JOIN pg_trigger t ON d.classid = 'pg_trigger'::regclass AND t.oid = d.objid
               JOIN pg_class c ON c.oid = t.tgrelid
              WHERE t.tgfoid = 'techally.audit_changes()'::regprocedure AND t.tgname NOT LIKE 'techally\_audit\_%'
-               AND t.tgparentid = 0
+               AND t.tgparentid = 0 AND c.relpersistence <> 't'
         LOOP
             INSERT INTO techally.audited_tables AS a
                    (target, form, excluded, redacted, excluded_columns, redacted_columns, table_name)

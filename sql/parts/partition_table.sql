@@ -150,7 +150,7 @@ BEGIN
     END IF;
 
     -- the audit goes on under the lock that nobody writes past, into the same log
-    FOR r IN SELECT a.form, a.excluded, a.redacted FROM techally.audited_tables a WHERE a.target = switch_to_partitioned.target LOOP
+    FOR r IN SELECT a.form, a.excluded, a.redacted FROM techally.audited_tables a WHERE a.target = switch_to_partitioned.target AND a.form <> 'row' LOOP
         PERFORM techally.disable_audit(target);
         finally := finally || format('SELECT techally.%I(%L::regclass, %L::name[], %L::name[])',
                                      CASE r.form WHEN 'replica' THEN 'enable_replica_audit' ELSE 'enable_audit' END, parent, r.excluded, r.redacted);
@@ -181,6 +181,10 @@ BEGIN
                 CASE r.tgenabled WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' ELSE 'ENABLE REPLICA' END, r.tgname);
         END IF;
     END LOOP;
+    -- an audit trigger of one's own is watched where it is now
+    IF EXISTS (SELECT FROM techally.audited_tables a WHERE a.target = switch_to_partitioned.target AND a.form = 'row') THEN
+        before := before || format('SELECT techally.disable_audit(%L::regclass)', old);
+    END IF;
     FOR r IN SELECT a.attname, a.attidentity, q.*, s.last_value IS NOT NULL AS is_called, s.last_value AS position
                FROM pg_attribute a
                JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = target AND d.refobjsubid = a.attnum AND d.deptype = 'i' AND d.classid = 'pg_class'::regclass
