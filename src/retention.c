@@ -35,7 +35,6 @@
 #include "utils/datum.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
-#include "utils/ruleutils.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"

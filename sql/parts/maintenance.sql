@@ -460,6 +460,11 @@ BEGIN
     ELSIF state.preloaded AND state.listed AND state.launcher IS NULL THEN
         status := 'CRITICAL';
         message := 'the launcher does not run';
+    ELSIF state.preloaded AND state.listed
+          AND coalesce(newest, '-infinity') < now() - interval '10 minutes' - (SELECT min(t.run_every) FROM techally.maintenance_tasks t WHERE t.enabled) THEN
+        status := 'WARNING';
+        message := CASE WHEN newest IS NULL THEN 'the launcher runs, and no task has run yet' ELSE format('the launcher runs, and no task has since %s', newest) END
+                   || '; the server''s log says why';
     ELSIF state.preloaded AND state.listed THEN
         status := 'OK';
         message := 'the background worker keeps house';

@@ -231,6 +231,9 @@ COMMENT ON FUNCTION techally.tables_needed(oid, boolean) IS 'The tables that a t
 -- it: orders need users, so a user who refers to an order (his first one) does
 -- not hang on it, but keeps it.  Of two tables that refer to each other the one
 -- that must refer hangs on the one that may; where both may, both stay.
+--
+-- Nor does a table hang on this one whose owner could not act as this one's:
+-- its triggers would run with rights that he does not have.  It keeps.
 CREATE FUNCTION techally.retention_edges(target oid)
 RETURNS SETOF techally.retention_edge
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -240,6 +243,7 @@ DECLARE
     i      integer := 1;
     needs  oid[];
     always oid[];
+    owner  oid := (SELECT c.relowner FROM pg_class c WHERE c.oid = target);
     key    record;
     edge   techally.retention_edge;
 BEGIN
@@ -247,7 +251,7 @@ BEGIN
         needs := techally.tables_needed(whole[i], false);
         always := techally.tables_needed(whole[i], true);
         FOR key IN
-            SELECT k.conrelid, k.confrelid, k.conkey, k.confkey, k.conpfeqop, k.confdeltype
+            SELECT k.conrelid, k.confrelid, k.conkey, k.confkey, k.conpfeqop, k.confdeltype, pg_has_role(r.relowner, owner, 'USAGE') AS trusted
               FROM pg_constraint k JOIN pg_class r ON r.oid = k.conrelid
              WHERE k.contype = 'f' AND k.conparentid = 0 AND k.confdeltype NOT IN ('n', 'd')
                AND k.confrelid = ANY (whole[i] || ARRAY(SELECT techally.retention_leaves(whole[i])))
@@ -263,7 +267,15 @@ BEGIN
               JOIN pg_attribute ca ON ca.attrelid = key.conrelid AND ca.attnum = u.ckey
               JOIN pg_operator o ON o.oid = u.op
               JOIN pg_namespace n ON n.oid = o.oprnamespace;
-            edge.follows := key.conrelid <> target
+            IF NOT key.trusted AND EXISTS (SELECT FROM unnest(key.confkey, key.conkey) AS u (pkey, ckey)
+                                             JOIN pg_attribute pa ON pa.attrelid = key.confrelid AND pa.attnum = u.pkey
+                                             JOIN pg_attribute ca ON ca.attrelid = key.conrelid AND ca.attnum = u.ckey
+                                            WHERE pa.atttypid <> ca.atttypid) THEN
+                -- comparing them might run a cast of his
+                RAISE EXCEPTION USING ERRCODE = 'insufficient_privilege',
+                    MESSAGE = format('table %s refers to %s by columns of another type, and belongs to another role', key.conrelid::regclass, key.confrelid::regclass);
+            END IF;
+            edge.follows := key.conrelid <> target AND key.trusted
                 AND (key.conrelid = whole[i]
                      OR key.conrelid <> ALL (always)
                         AND (key.confdeltype = 'c' OR key.conrelid <> ALL (needs)
@@ -1282,6 +1294,14 @@ BEGIN
     END LOOP;
     FOR this IN SELECT b FROM unnest(batches) b ORDER BY b LOOP
         PERFORM techally.verify_batch(target, this);
+    END LOOP;
+    -- the manifest may have been waited for
+    FOR part IN SELECT s.relation, s.rows FROM unnest(sets) s LOOP
+        EXECUTE format('SELECT count(*) FROM %s a WHERE a.ctid = ANY ($1)', part.relation::regclass) INTO n USING part.rows;
+        IF n <> cardinality(part.rows) THEN
+            RAISE EXCEPTION USING ERRCODE = 'TA007', MESSAGE = format('rows of %s are not in the archive any more', label),
+                HINT = 'Somebody else brought them back meanwhile.';
+        END IF;
     END LOOP;
 
     -- all in one statement: foreign keys are checked at its end

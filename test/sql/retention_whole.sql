@@ -256,6 +256,71 @@ DELETE FROM r_archive.restored_rows;
 RESET ROLE;
 SELECT * FROM w.pages('r.logs', 3, false);
 
+-- somebody else's table that refers to ours: its rows keep ours, its triggers do
+-- not run with our rights, whatever he grants
+CREATE TABLE w.rooms (id int PRIMARY KEY, created_at timestamptz);
+INSERT INTO w.rooms SELECT g, '2000-01-01' FROM generate_series(1, 3) g;
+SELECT techally.set_retention('w.rooms', '1 year', 'delete');
+-- how far it is can be seen while it is at it
+CREATE FUNCTION w.look() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    p record;
+BEGIN
+    PERFORM pg_stat_clear_snapshot();
+    SELECT * INTO p FROM techally.progress;
+    RAISE WARNING '% % on %: % of %', p.task, p.phase, p.relation, p.done, p.total >= p.done;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER look BEFORE DELETE ON w.rooms FOR EACH STATEMENT EXECUTE FUNCTION w.look();
+BEGIN;
+SELECT * FROM w.pages('w.rooms', 2, false);
+ROLLBACK;
+DROP TRIGGER look ON w.rooms;
+GRANT REFERENCES ON w.rooms TO regress_whole;
+SET ROLE regress_whole;
+CREATE TABLE r.guests (room int REFERENCES w.rooms ON DELETE CASCADE);
+INSERT INTO r.guests VALUES (2);
+GRANT ALL ON r.guests TO PUBLIC;
+CREATE FUNCTION r.trojan() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE WARNING 'ran as owner of the rooms: %', current_user <> 'regress_whole'; RETURN OLD; END $$;
+CREATE TRIGGER trojan BEFORE DELETE ON r.guests FOR EACH ROW EXECUTE FUNCTION r.trojan();
+RESET ROLE;
+SELECT * FROM w.pages('w.rooms', 2, false);
+SELECT id FROM w.rooms;
+DELETE FROM r.guests;
+SELECT * FROM w.pages('w.rooms', 2, false);
+-- nor does code of his that he has somebody else's maintenance run
+SET ROLE regress_whole;
+CREATE TABLE r.visits (id int PRIMARY KEY, created_at timestamptz);
+INSERT INTO r.visits SELECT g, '2000-01-01' FROM generate_series(1, 3) g;
+SELECT techally.set_retention('r.visits', '1 year');
+CREATE FUNCTION r.attack() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    try text;
+BEGIN
+    FOREACH try IN ARRAY ARRAY['RESET ROLE', 'SET SESSION AUTHORIZATION DEFAULT', 'SET ROLE NONE', 'CREATE TEMP TABLE pg_class (a int)', 'SET CONSTRAINTS ALL DEFERRED',
+                               'ALTER ROLE regress_whole SUPERUSER', 'SET LOCAL session_replication_role = replica', 'LISTEN x', 'DECLARE c CURSOR WITH HOLD FOR SELECT r.late()'] LOOP
+        BEGIN
+            EXECUTE try;
+            RAISE WARNING '%: done, as %', try, current_user;
+        EXCEPTION WHEN OTHERS THEN
+            RAISE WARNING '%: %', try, SQLSTATE;
+        END;
+    END LOOP;
+    RETURN OLD;
+END $$;
+CREATE TRIGGER attack BEFORE DELETE ON r.visits FOR EACH STATEMENT EXECUTE FUNCTION r.attack();
+CREATE FUNCTION r.late() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE WARNING 'late, as %', current_user; RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER late AFTER DELETE ON r.visits DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION r.late();
+RESET ROLE;
+SELECT * FROM w.pages('r.visits', 2, false);
+SELECT count(*) FROM r.visits;
+SET ROLE regress_whole;
+ALTER FUNCTION r.attack() RENAME TO attacked;
+DROP TRIGGER attack ON r.visits;
+RESET ROLE;
+SELECT * FROM w.pages('r.visits', 2, false);
+SELECT rolsuper FROM pg_roles WHERE rolname = 'regress_whole';
+
 SET client_min_messages = error;
 SELECT techally.disable_audit('w.notes');
 DROP TABLE w.audit_logs, w.audit_seals CASCADE;
