@@ -1344,6 +1344,7 @@ PG_FUNCTION_INFO_V1(ta_retire_partition);
 PG_FUNCTION_INFO_V1(ta_note_partition_run);
 PG_FUNCTION_INFO_V1(ta_free_table_name);
 PG_FUNCTION_INFO_V1(ta_finish_partition);
+PG_FUNCTION_INFO_V1(ta_run_as_owner);
 PG_FUNCTION_INFO_V1(ta_partition_ranges);
 PG_FUNCTION_INFO_V1(ta_partition_facts);
 
@@ -1577,6 +1578,28 @@ ta_finish_partition(PG_FUNCTION_ARGS)
 	run_each(&select_finish, values);
 	ta_maintenance_end(&frame);
 	ta_announce_partition(parent, partition);
+	PG_RETURN_VOID();
+}
+
+/*
+ * ta_run_as_owner
+ *		run_as_owner(target regclass, statement text) → void
+ *
+ * For DDL that is written in SQL: runs a statement as the owner of a table that
+ * the caller owns, too, for the expressions in it may be anybody's.  Raises
+ * 42501, and what the statement raises.
+ */
+Datum
+ta_run_as_owner(PG_FUNCTION_ARGS)
+{
+	Oid			  relid = PG_GETARG_OID(0);
+	char		 *statement = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	TaMaintenance frame;
+
+	ta_require_owner(relid);
+	ta_maintenance_begin(&frame, ta_relation_owner(relid));
+	(void) ta_run("%s", statement);
+	ta_maintenance_end(&frame);
 	PG_RETURN_VOID();
 }
 

@@ -256,13 +256,14 @@ BEGIN
     END LOOP;
 
     EXECUTE format('ALTER TABLE %s RENAME TO %I', parent, old_name);
+    before := before
+          || format('SELECT techally.run_as_owner(%L, %L)', old,
+                    format('CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING INDEXES EXCLUDING IDENTITY EXCLUDING STATISTICS) PARTITION BY RANGE (%I)%s',
+                           parent, old, column_name, CASE WHEN this.spcname IS NOT NULL THEN format(' TABLESPACE %I', this.spcname) ELSE '' END));
     after := ARRAY[]::text[]
-          || format('CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING INDEXES EXCLUDING IDENTITY EXCLUDING STATISTICS) PARTITION BY RANGE (%I)%s',
-                    parent, old, column_name, CASE WHEN this.spcname IS NOT NULL THEN format(' TABLESPACE %I', this.spcname) ELSE '' END)
-          || format('ALTER TABLE %s OWNER TO %I', parent, pg_get_userbyid(this.relowner))
           || format('COMMENT ON TABLE %s IS %L', parent, this.remark)
           || after
-          || format('ALTER TABLE %s ATTACH PARTITION %s DEFAULT', parent, old);
+          || format('SELECT techally.run_as_owner(%L, %L)', parent, format('ALTER TABLE %s ATTACH PARTITION %s DEFAULT', parent, old));
     FOREACH s IN ARRAY before || after || finally LOOP
         PERFORM set_config('lock_timeout', greatest(1, ceil(extract(epoch FROM deadline - clock_timestamp()) * 1000))::bigint::text, true);
         EXECUTE s;
@@ -430,10 +431,10 @@ BEGIN
     END IF;
     named := format('%I.%I', this.nspname, techally.free_table_name(this.nspname, this.relname, label));
     IF cardinality(list_values) = 0 THEN
-        EXECUTE format('CREATE TABLE %s PARTITION OF %s DEFAULT', named, parent);
+        PERFORM techally.run_as_owner(parent, format('CREATE TABLE %s PARTITION OF %s DEFAULT', named, parent));
     ELSE
-        EXECUTE format('CREATE TABLE %s PARTITION OF %s FOR VALUES IN (%s)', named, parent,
-                       (SELECT string_agg(quote_nullable(v), ', ') FROM unnest(list_values) v));
+        PERFORM techally.run_as_owner(parent, format('CREATE TABLE %s PARTITION OF %s FOR VALUES IN (%s)', named, parent,
+                                                     (SELECT string_agg(quote_nullable(v), ', ') FROM unnest(list_values) v)));
     END IF;
     PERFORM techally.finish_partition(parent, named::regclass);
     RETURN named;
@@ -466,7 +467,7 @@ BEGIN
                                WHERE i.inhparent = parent AND pg_get_expr(c.relpartbound, c.oid) = format('FOR VALUES WITH (modulus %s, remainder %s)', modulus, remainder));
         named := format('%I.%I', this.nspname,
                         techally.free_table_name(this.nspname, this.relname, CASE label WHEN '' THEN '' ELSE label || '_' END || remainder));
-        EXECUTE format('CREATE TABLE %s PARTITION OF %s FOR VALUES WITH (MODULUS %s, REMAINDER %s)', named, parent, modulus, remainder);
+        PERFORM techally.run_as_owner(parent, format('CREATE TABLE %s PARTITION OF %s FOR VALUES WITH (MODULUS %s, REMAINDER %s)', named, parent, modulus, remainder));
         PERFORM techally.finish_partition(parent, named::regclass);
         made := made + 1;
     END LOOP;
@@ -476,6 +477,14 @@ $function$;
 REVOKE ALL ON FUNCTION techally.create_hash_partitions(regclass, integer, text) FROM PUBLIC;
 COMMENT ON FUNCTION techally.create_hash_partitions(regclass, integer, text) IS
 'Makes the partitions that a table that is partitioned by HASH lacks of a modulus; returns how many';
+
+CREATE FUNCTION techally.run_as_owner(target regclass, statement text)
+RETURNS void
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'ta_run_as_owner';
+REVOKE ALL ON FUNCTION techally.run_as_owner(regclass, text) FROM PUBLIC;
+COMMENT ON FUNCTION techally.run_as_owner(regclass, text) IS
+'Runs a statement as the owner of a table that the caller owns, too; for the functions that make partitions';
 
 CREATE FUNCTION techally.finish_partition(parent regclass, partition regclass)
 RETURNS void

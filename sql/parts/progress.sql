@@ -31,7 +31,7 @@ SELECT said.parts[1] AS task,
        said.parts[5]::timestamptz AS started_at,
        (SELECT pg_catalog.string_agg(pg_catalog.format('%s on %s', l.mode,
                                          CASE WHEN l.locktype IN ('relation', 'tuple', 'page', 'extend')
-                                              THEN coalesce(pg_catalog.format('%s %s', nullif(l.locktype, 'relation'), l.relation::regclass), l.relation::text)
+                                              THEN pg_catalog.concat(nullif(l.locktype, 'relation') || ' ', l.relation::regclass)
                                               ELSE pg_catalog.format('%s', l.locktype) END)
                                      || coalesce(', held by ' || nullif(pg_catalog.array_to_string(pg_catalog.pg_blocking_pids(a.pid), ', '), ''), ''), '; ')
           FROM pg_catalog.pg_locks l

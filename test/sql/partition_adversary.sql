@@ -58,7 +58,21 @@ SELECT techally.retire_partition('spied', '2019-02-15');
 SELECT techally.retire_partition('spied', '2020-04-15');
 SELECT techally.restore_archived('adv.spied_2019_01');
 SELECT parent, rows_in_default FROM techally.partition_status WHERE parent IN ('spied'::regclass, 'by_spy'::regclass) ORDER BY parent::text;
+-- nor when a table is converted, or a partition made by LIST
+SET ROLE regress_adv_owner;
+CREATE TABLE spied_plain (id int, at timestamptz, n int GENERATED ALWAYS AS (id + spy()) STORED, CHECK (spy(id) = id));
+CREATE INDEX ON spied_plain ((id + spy()));
+CREATE INDEX ON spied_plain (spy(id));
+CREATE VIEW spied_view AS SELECT id + spy() AS n FROM spied_plain;
+INSERT INTO spied_plain VALUES (1, '2020-01-05');
+CREATE TABLE spied_list (id int, n int GENERATED ALWAYS AS (id + spy()) STORED) PARTITION BY LIST (id);
+CREATE INDEX ON spied_list ((id + spy()));
+RESET ROLE;
+CALL techally.partition_table('spied_plain', 'at', '1 month');
+SELECT techally.create_list_partition('spied_list', 'one', '1');
+SELECT relname, relowner::regrole FROM pg_class WHERE oid IN ('spied_plain'::regclass, 'spied_plain_default'::regclass, 'spied_list_one'::regclass) ORDER BY 1;
 SELECT DISTINCT who FROM ran_as;
+SELECT tableoid::regclass, id FROM spied_plain;
 -- rows that point in, in a table that the owner may not read
 CREATE TABLE hidden (id int, at timestamptz, CONSTRAINT hidden_key FOREIGN KEY (id, at) REFERENCES spied);
 SELECT * FROM raised($$SELECT techally.retire_partition('adv.spied', '2020-03-15')$$);

@@ -155,6 +155,19 @@ is(sql("SELECT techally.drain_default('ev')"), 101, 'afterwards it works');
 # a conversion that a crash interrupts goes on where it was
 sql("CREATE TABLE plain AS SELECT g AS id, '2010-01-01'::timestamptz + g * interval '50 minutes' AS at FROM generate_series(1, 100000) g",
 	"CREATE TABLE plain_was AS TABLE plain");
+my ($h_out, $h_err, $c_out, $c_err) = ('', '', '', '');
+sql("CREATE TABLE held AS SELECT g AS id, '2024-01-01'::timestamptz AS at FROM generate_series(1, 1000) g", "ANALYZE held");
+my $holder = IPC::Run::start([ 'psql', '-X', '-d', 'one', '-c', "BEGIN; SELECT count(*) FROM held; SELECT pg_sleep(600)" ], '>', \$h_out, '2>', \$h_err);
+$node->poll_query_until('one', "SELECT count(*) > 0 FROM pg_locks WHERE relation = 'held'::regclass") or die;
+my $waiting = IPC::Run::start([ 'psql', '-X', '-d', 'one', '-c', "CALL techally.partition_table('held', 'at', '1 month')" ], '>', \$c_out, '2>', \$c_err);
+ok($node->poll_query_until('one', "SELECT count(*) = 1 FROM techally.progress WHERE task = 'conversion' AND relation = 'held' AND phase = 'waiting for its lock' AND total = 1000 AND waiting_for LIKE 'AccessExclusiveLock on held, held by %'"),
+	'progress shows what a conversion waits for');
+sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'BEGIN; SELECT count(*) FROM held%'");
+$holder->finish;
+$waiting->finish;
+is($c_out . $c_err, "CALL\n", 'and it goes on when it can');
+is(sql("SELECT count(*) FROM held_2024_01"), 1000, 'to its end');
+
 my ($o, $e) = ('', '');
 my $convert = IPC::Run::start([ 'psql', '-X', '-d', 'one', '-c', "CALL techally.partition_table('plain', 'at', '1 month')" ], '>', \$o, '2>', \$e);
 $node->poll_query_until('one', "SELECT count(*) > 3 FROM pg_inherits WHERE inhparent = to_regclass('plain')") or die;
