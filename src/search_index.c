@@ -73,6 +73,7 @@ PG_FUNCTION_INFO_V1(ta_search_price_changed);
 PG_FUNCTION_INFO_V1(ta_search_variants_changed);
 PG_FUNCTION_INFO_V1(ta_search_group_changed);
 PG_FUNCTION_INFO_V1(ta_search_truncated);
+PG_FUNCTION_INFO_V1(ta_search_segment_made);
 PG_FUNCTION_INFO_V1(ta_fold_search);
 PG_FUNCTION_INFO_V1(ta_rebuild_search);
 
@@ -164,6 +165,12 @@ static const TaStatement delete_documents_of = {
 	"DELETE FROM @store@.search_documents p WHERE p.segment = ANY ($1)", 1, {INT4ARRAYOID}};
 static const TaStatement delete_segments_of = {
 	"DELETE FROM @store@.search_segments p WHERE p.segment = ANY ($1)", 1, {INT4ARRAYOID}};
+static const TaStatement delete_strays = {
+	"WITH documents AS (DELETE FROM @store@.search_documents d"
+	" WHERE NOT EXISTS (SELECT FROM @store@.search_segments s WHERE s.segment = d.segment))"
+	" DELETE FROM @store@.search_postings p"
+	" WHERE NOT EXISTS (SELECT FROM @store@.search_segments s WHERE s.segment = p.segment)",
+	0};
 static const TaStatement select_by_brand = {
 	"SELECT p.id FROM @store@.products p WHERE p.brand_id = $1 AND " TA_VISIBLE, 1, {UUIDOID}};
 static const TaStatement select_by_category = {
@@ -344,6 +351,23 @@ pack_popular(TaPopular *popular, int64 count)
 	return result;
 }
 
+static bool makes_segment = false; /* it is we who insert into search_segments */
+
+static void
+put_segment(Oid nspid, Datum *values, const char *nulls)
+{
+	makes_segment = true;
+	PG_TRY();
+	{
+		ta_execute(nspid, &insert_segment, SPI_OK_INSERT_RETURNING, values, nulls);
+	}
+	PG_FINALLY();
+	{
+		makes_segment = false;
+	}
+	PG_END_TRY();
+}
+
 static int32
 new_segment(Oid nspid, const DocRow *rows, int documents)
 {
@@ -366,7 +390,7 @@ new_segment(Oid nspid, const DocRow *rows, int documents)
 		popular[count++].sold = rows[i].popularity;
 	}
 	values[1] = PointerGetDatum(pack_popular(popular, count));
-	ta_execute(nspid, &insert_segment, SPI_OK_INSERT_RETURNING, values, count == 0 ? " n" : NULL);
+	put_segment(nspid, values, count == 0 ? " n" : NULL);
 	return DatumGetInt32(ta_spi_value(0, 1, &isnull));
 }
 
@@ -1045,6 +1069,22 @@ ta_search_truncated(PG_FUNCTION_ARGS)
 }
 
 /*
+ * search_segment_made() returns trigger
+ *		BEFORE INSERT on search_segments, each row: leaves out what search did not
+ *		make itself.  Data of a dump that are loaded while the triggers of products
+ *		work are in segments already; with those of the dump every product would be
+ *		there twice.
+ */
+Datum
+ta_search_segment_made(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = ta_trigger_data(fcinfo, "search_segment_made",
+											TA_TRIGGER_ROW | TA_TRIGGER_BEFORE | TA_TRIGGER_INSERT);
+
+	return makes_segment ? PointerGetDatum(trigdata->tg_trigtuple) : PointerGetDatum(NULL);
+}
+
+/*
  * Maintenance
  */
 
@@ -1649,6 +1689,7 @@ ta_rebuild_search(PG_FUNCTION_ARGS)
 	 * The products are read under a snapshot no older than that of the recent
 	 * rows: what changed in between keeps its row, which goes before.
 	 */
+	ta_execute(nspid, &delete_strays, SPI_OK_DELETE, NULL, NULL);
 	count = build_segments(nspid, &select_all);
 	values[0] = ta_int4_array(segments, search->nsegments);
 	ta_execute(nspid, &delete_postings_of, SPI_OK_DELETE, values, NULL);

@@ -74,3 +74,7 @@ COMMENT ON FUNCTION techally.search_group_changed() IS 'Trigger: products are fo
 CREATE FUNCTION techally.search_truncated() RETURNS trigger
 LANGUAGE c AS 'MODULE_PATHNAME', 'ta_search_truncated';
 COMMENT ON FUNCTION techally.search_truncated() IS 'Trigger: search is emptied with the products';
+
+CREATE FUNCTION techally.search_segment_made() RETURNS trigger
+LANGUAGE c AS 'MODULE_PATHNAME', 'ta_search_segment_made';
+COMMENT ON FUNCTION techally.search_segment_made() IS 'Trigger: leaves out segments that search did not make itself';

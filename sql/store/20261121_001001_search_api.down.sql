@@ -3,6 +3,7 @@ DROP TRIGGER techally_search_update ON brands;
 DROP TRIGGER techally_search_delete ON product_variants;
 DROP TRIGGER techally_search_update ON product_variants;
 DROP TRIGGER techally_search_insert ON product_variants;
+DROP TRIGGER techally_search_made ON search_segments;
 DROP TRIGGER techally_search_truncate ON products;
 DROP TRIGGER techally_search_delete ON products;
 DROP TRIGGER techally_search_price ON products;

@@ -61,6 +61,9 @@ CREATE OR REPLACE TRIGGER techally_search_delete AFTER DELETE ON products
 CREATE OR REPLACE TRIGGER techally_search_truncate AFTER TRUNCATE ON products
     FOR EACH STATEMENT EXECUTE FUNCTION techally.search_truncated();
 
+CREATE OR REPLACE TRIGGER techally_search_made BEFORE INSERT ON search_segments
+    FOR EACH ROW EXECUTE FUNCTION techally.search_segment_made();
+
 CREATE OR REPLACE TRIGGER techally_search_insert AFTER INSERT ON product_variants
     REFERENCING NEW TABLE AS inserted
     FOR EACH STATEMENT EXECUTE FUNCTION techally.search_variants_changed();

@@ -69,6 +69,23 @@ $node->safe_psql('restored', q{UPDATE shop.products SET name = 'violet lamp' WHE
 is($node->safe_psql('restored', q{SELECT count(*) FROM shop.search_products('violet')}), '1', 'and goes on');
 is($node->safe_psql('restored', $differences), '0|t', 'as if every product were read');
 
+# data alone, into a new store: once while the triggers work, once without them
+my $data = $node->basedir . '/data.sql';
+$node->command_ok([ 'pg_dump', '-a', '-n', 'shop', '-f', $data, '-d', $node->connstr('postgres') ], 'dump of data');
+foreach my $mode ('origin', 'replica')
+{
+	$node->safe_psql('postgres', "CREATE DATABASE data_$mode");
+	$node->safe_psql("data_$mode", q{CREATE EXTENSION techally; SELECT techally.create_store('shop');});
+	$node->safe_psql("data_$mode", q{TRUNCATE shop.warehouses, shop.store_settings CASCADE});
+	$node->command_checks_all([ 'psql', '-Xq', '-c', "SET session_replication_role = $mode", '-f', $data, '-d', $node->connstr("data_$mode") ],
+		0, [qr/.*/], [qr/.*/], "data are loaded, $mode");
+	is($node->safe_psql("data_$mode", q{SELECT count(*), count(DISTINCT id) FROM shop.search_products('', 9999)}),
+		$node->safe_psql('postgres', q{SELECT count(*), count(DISTINCT id) FROM shop.search_products('', 9999)}), "every product once, $mode");
+	$node->safe_psql("data_$mode", q{SELECT techally.fold_search('shop', true)});
+	is($node->safe_psql("data_$mode", q{SELECT count(*), count(DISTINCT id) FROM shop.search_products('', 9999)}),
+		$node->safe_psql('postgres', q{SELECT count(*), count(DISTINCT id) FROM shop.search_products('', 9999)}), "after a fold, too, $mode");
+}
+
 # a crash in a bulk load: its products are not there, and are not found
 my $before = $node->safe_psql('postgres', $answers);
 my ($said, $heard) = ("BEGIN; SELECT public.load(4000, 9000);\n\\echo loaded\n", '');
