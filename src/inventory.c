@@ -267,15 +267,16 @@ static const TaStatement on_hand_in_warehouse = {
 
 static const TaStatement available_units = {
 	"WITH stock AS ("
-	"  SELECT s.id, s.quantity_on_hand - s.quantity_reserved AS free"
+	"  SELECT s.id, s.quantity_on_hand - s.quantity_reserved AS free, s.quantity_reserved AS reserved"
 	"    FROM @store@.inventory_stock s JOIN @store@.warehouses w ON w.id = s.warehouse_id"
 	"   WHERE s.product_id = $1 AND s.variant_id IS NOT DISTINCT FROM $2"
 	"     AND CASE WHEN $3 IS NULL THEN w.is_active ELSE s.warehouse_id = $3 END)"
 	" SELECT (coalesce((SELECT sum(stock.free) FROM stock), 0)"
-	"       + coalesce((SELECT sum(p.quantity) FROM @store@.stock_reservations r"
+	"       + CASE WHEN (SELECT sum(stock.reserved) FROM stock) > 0 THEN"
+	"         coalesce((SELECT sum(p.quantity) FROM @store@.stock_reservations r"
 	"                     JOIN @store@.stock_reservation_parts p ON p.reservation_id = r.id"
 	"                     JOIN stock ON stock.id = p.stock_id"
-	"                    WHERE r.status = 'active' AND r.expires_at <= $4), 0))::pg_catalog.int8",
+	"                    WHERE r.status = 'active' AND r.expires_at <= $4), 0) ELSE 0 END)::pg_catalog.int8",
 	4,
 	{UUIDOID, UUIDOID, UUIDOID, TIMESTAMPTZOID}};
 

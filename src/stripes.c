@@ -142,10 +142,14 @@ static const TaStatement make_base_row = {
 	3,
 	{UUIDOID, UUIDOID, UUIDOID}};
 
+/*
+ * Under the lock of stripe 0 the rows are missing.  A snapshot that stands still may
+ * not see them though they are there: then the conflict ends in 40001.
+ */
 static const TaStatement make_rows = {
 	"INSERT INTO @store@.inventory_stock (product_id, variant_id, warehouse_id, stripe, quantity_on_hand)"
 	" SELECT $1, $2, $3, d.stripe, d.quantity FROM unnest($4, $5) AS d(stripe, quantity)"
-	" RETURNING stripe::pg_catalog.int4, id",
+	" ON CONFLICT DO NOTHING RETURNING stripe::pg_catalog.int4, id",
 	5,
 	{UUIDOID, UUIDOID, UUIDOID, INT4ARRAYOID, INT4ARRAYOID}};
 
@@ -190,6 +194,7 @@ static const TaStatement find_cooled = {
 	2,
 	{TIMESTAMPTZOID, INT4OID}};
 
+/* Writes down the versions of now, for find_cooled to compare with later ones. */
 static const TaStatement sample_stripes = {
 	"UPDATE @store@.stock_stripes t SET sampled_at = pg_catalog.clock_timestamp(), sample = (" SAMPLE ")"
 	" WHERE t.stock_id IN (SELECT d.stock_id FROM @store@.stock_stripes d"
@@ -648,23 +653,45 @@ fold_cooled(Oid nspid, TimestampTz before)
 	return nfolded;
 }
 
+/* When this backend looked after a store's stripes last. */
+typedef struct Visit
+{
+	Oid			nspid;
+	TimestampTz at;
+} Visit;
+
 /*
  * ta_stripes_fold_cooled
  *		Folds what was spread by itself and is no longer asked for; at most once a
- *		minute in a backend, and without waiting for a row.
+ *		minute in a backend and store, and without waiting for a row.
  *
  * Inside a frame.
  */
 void
 ta_stripes_fold_cooled(Oid nspid)
 {
-	static TimestampTz last = 0;
-	TimestampTz		   now = GetCurrentTimestamp();
+	static HTAB *visits = NULL;
+	TimestampTz	 now = GetCurrentTimestamp();
+	Visit		*visit;
+	bool		 found;
 
-	if (IsolationUsesXactSnapshot() || !TimestampDifferenceExceeds(last, now, COOL_INTERVAL) ||
-		!can_spread(nspid))
+	if (IsolationUsesXactSnapshot())
 		return;
-	last = now;
+	if (visits == NULL)
+	{
+		HASHCTL ctl = {0};
+
+		ctl.keysize = sizeof(Oid);
+		ctl.entrysize = sizeof(Visit);
+		ctl.hcxt = CacheMemoryContext;
+		visits = hash_create("techally stripe visits", 16, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	visit = hash_search(visits, &nspid, HASH_ENTER, &found);
+	if (!found)
+		visit->at = 0;
+	if (!TimestampDifferenceExceeds(visit->at, now, COOL_INTERVAL) || !can_spread(nspid))
+		return;
+	visit->at = now;
 	(void) fold_cooled(nspid, now - COOL_AFTER * 1000);
 }
 
