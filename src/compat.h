@@ -136,6 +136,17 @@ ta_is_merge(CmdType operation)
 
 #include "utils/rel.h"
 
+/* whether a table that was there before was emptied in this transaction */
+static inline bool
+ta_is_truncated(Relation rel)
+{
+#if PG_VERSION_NUM >= 160000
+	return rel->rd_createSubid == InvalidSubTransactionId && rel->rd_newRelfilelocatorSubid != InvalidSubTransactionId;
+#else
+	return rel->rd_createSubid == InvalidSubTransactionId && rel->rd_newRelfilenodeSubid != InvalidSubTransactionId;
+#endif
+}
+
 /* 15 knows unique indexes for which NULLs are equal */
 static inline bool
 ta_index_nulls_equal(Relation index)

@@ -33,6 +33,8 @@
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "tcop/cmdtag.h"
+#include "tcop/pquery.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
@@ -40,6 +42,7 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/portal.h"
 #include "utils/rel.h"
 #include "utils/reltrigger.h"
 #include "utils/rls.h"
@@ -619,13 +622,25 @@ same_as_moved(const MovedKey *moved, const TaForeignKey *key, TupleDesc desc, Tu
 }
 
 /*
+ * Whether this is a COPY into a table that its transaction has emptied: what
+ * pg_restore does with several jobs, where it may make the triggers of a
+ * partitioned table before its partitions have their rows.
+ */
+static bool
+is_reloading(Relation rel)
+{
+	return ta_is_truncated(rel) && ActivePortal != NULL && ActivePortal->commandTag == CMDTAG_COPY;
+}
+
+/*
  * refuse_deleted_parent() → trigger
  *		Constraint trigger FROM a soft-delete table, AFTER INSERT or UPDATE of a row
  *		that refers to it (and AFTER DELETE, which says that a row moves): raises
  *		23503 where the row that it comes to refer to is deleted.
  *
  * Locks that row FOR KEY SHARE, as the foreign key does.  A row that is deleted
- * itself may be inserted under a deleted one.
+ * itself may be inserted under a deleted one, and so may one that is restored
+ * from a dump.
  */
 PG_FUNCTION_INFO_V1(ta_refuse_deleted_parent);
 Datum
@@ -664,6 +679,8 @@ ta_refuse_deleted_parent(PG_FUNCTION_ARGS)
 	}
 	if (is_insert)
 	{
+		if (is_reloading(rel))
+			return PointerGetDatum(NULL);
 		moved = recall_moved_keys(rel, parent, trigdata->tg_trigtuple);
 		if (child->deleted_at != InvalidAttrNumber)
 		{

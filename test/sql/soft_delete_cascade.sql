@@ -30,6 +30,20 @@ SELECT count(*), count(deleted_at) FROM chain;
 RESET max_stack_depth;
 DROP TABLE chain;
 
+-- statement triggers of the DELETE find the rows living, and its transition table empty
+CREATE TABLE watched (id integer PRIMARY KEY);
+SELECT techally.enable_soft_delete('watched');
+CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE WARNING '% %: % living, % in the transition table', TG_OP, TG_WHEN, (SELECT count(*) FROM reach.watched WHERE deleted_at IS NULL), (SELECT count(*) FROM gone);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER watch AFTER DELETE ON watched REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION watch();
+INSERT INTO watched VALUES (1), (2);
+DELETE FROM watched;
+SELECT count(deleted_at) FROM watched;
+DROP TABLE watched;
+
 -- more rows than are marked at once, and triggers that change those of other batches
 CREATE TABLE parent (id integer PRIMARY KEY, n integer NOT NULL DEFAULT 0);
 CREATE TABLE child (id integer PRIMARY KEY, parent integer REFERENCES parent ON DELETE CASCADE);

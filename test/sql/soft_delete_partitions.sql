@@ -104,4 +104,29 @@ SELECT techally.disable_soft_delete('events');
 DELETE FROM events;
 SELECT count(*) FROM events;
 SELECT count(*) FROM pg_trigger WHERE tgrelid::regclass::text LIKE 'events%' AND tgname LIKE 'techally%' AND tgname NOT LIKE '%parent%';
+-- a partition that is loaded again, as pg_restore does it with several jobs
+CREATE TABLE homes (id integer PRIMARY KEY);
+CREATE TABLE cats (id integer, home integer REFERENCES homes) PARTITION BY RANGE (id);
+CREATE TABLE cats_1 PARTITION OF cats FOR VALUES FROM (0) TO (10);
+SELECT techally.enable_soft_delete('homes');
+INSERT INTO homes VALUES (1), (2);
+DELETE FROM homes WHERE id = 1;
+BEGIN;
+TRUNCATE ONLY cats_1;
+COPY cats_1 (id, home) FROM stdin;
+1	1
+2	2
+\.
+SELECT (raised('INSERT INTO cats_1 VALUES (3, 1)')).code;
+COMMIT;
+SELECT * FROM cats ORDER BY 1;
+COPY cats_1 (id, home) FROM stdin;
+3	1
+\.
+BEGIN;
+CREATE TABLE cats_2 PARTITION OF cats FOR VALUES FROM (10) TO (20);
+COPY cats_2 (id, home) FROM stdin;
+11	1
+\.
+ROLLBACK;
 DROP SCHEMA parts CASCADE;
