@@ -514,14 +514,21 @@ split_word(Parser *parser, int word)
 
 #define TYPO_MAX 32 /* characters of a word that can be corrected */
 
+#define ENDING_MAX 3 /* characters that a language may take off a word's end */
+
 typedef struct Correction
 {
-	const unsigned int *wanted;
+	const char		   *word; /* as it was typed, in lower case */
+	int					length;
+	const unsigned int *wanted; /* its characters */
 	int					nwanted;
+	int					ends[TYPO_MAX + 1]; /* bytes of so many of them */
+	int					stem;				/* characters of its term, where it begins with that; 0 */
 	int					max;
 	char				best[TA_TERM_MAX];
 	int					best_length;
 	int					best_distance;
+	bool				best_begins; /* with the same letter */
 	int64				best_df;
 	/* rows of the table of distances, one a character of the term at hand */
 	int			 rows[TYPO_MAX + 4][TYPO_MAX + 1];
@@ -550,12 +557,13 @@ to_chars(const char *word, int length, unsigned int *chars, int max)
 }
 
 /*
- * The distance of a term: insertions, deletions, replacements and swaps of
- * neighbours.  Rows that the last term's beginning shares are kept.  Returns
+ * Fills the table of distances to a term: insertions, deletions, replacements and
+ * swaps of neighbours; its last row has those to every beginning of the word that
+ * was typed.  Rows that the last term's beginning shares are kept.  Returns
  * the number of characters after which no term can be near enough, -1: none.
  */
 static int
-measure(Correction *c, const unsigned int *chars, int n, int *distance)
+measure(Correction *c, const unsigned int *chars, int n)
 {
 	int same = 0;
 
@@ -585,32 +593,63 @@ measure(Correction *c, const unsigned int *chars, int n, int *distance)
 		if (least > c->max && (i == 0 || least > c->max + 1))
 			return i + 1;
 	}
-	*distance = c->rows[n][c->nwanted];
 	return -1;
 }
 
+/*
+ * Considers a term of n characters that was measured.  Terms are stems, and what
+ * was typed wrong has another one than the word that was meant: so the term may
+ * also be near to the word without an ending, where the language would take that
+ * ending off the term, too ("cche": "cach" with an e).  Of equal distances the
+ * one with the same first letter, then the more frequent.
+ */
 static void
-offer(TaSearch *search, Correction *c, const char *term, int length, int distance)
+offer(TaSearch *search, Correction *c, const char *term, int length, int n)
 {
-	int64 df;
+	const int *row = c->rows[n];
+	int		   limit = c->best_length > 0 ? Min(c->max, c->best_distance) : c->max;
+	int		   distance = row[c->nwanted];
+	bool	   begins = n > 0 && c->chars[0] == c->wanted[0];
+	int64	   df;
 
-	if (distance > c->max || (c->best_length > 0 && distance > c->best_distance))
+	if (c->stem > 0)
+		distance = Min(distance, row[c->stem]);
+	for (int cut = 1; cut <= ENDING_MAX && c->nwanted - cut >= 3; cut++)
+	{
+		int		at = c->ends[c->nwanted - cut];
+		char	with[TA_TERM_MAX * 2];
+		OneTerm one;
+
+		if (row[c->nwanted - cut] >= distance || row[c->nwanted - cut] > limit)
+			continue;
+		memcpy(with, term, length);
+		memcpy(with + length, c->word + at, c->length - at);
+		if (term_of(search, with, length + c->length - at, &one) && one.length == length && memcmp(one.term, term, length) == 0)
+			distance = row[c->nwanted - cut];
+	}
+	if (distance > limit)
+		return;
+	if (c->best_length > 0 && distance == c->best_distance && c->best_begins && !begins)
 		return;
 	df = ta_document_frequency(search, term, length);
 	if (df == 0)
 		return;
-	if (c->best_length == 0 || distance < c->best_distance || df > c->best_df)
+	if (c->best_length == 0 || distance < c->best_distance || begins != c->best_begins || df > c->best_df)
 	{
 		memcpy(c->best, term, length);
 		c->best_length = length;
 		c->best_distance = distance;
+		c->best_begins = begins;
 		c->best_df = df;
 	}
 }
 
-/* Finds the known term that is nearest to a word; walks the index of terms. */
+/*
+ * Finds the known term that is nearest to a word, whose own term is not known;
+ * walks the index of terms.
+ */
 static bool
-correct_term(TaSearch *search, const char *word, int length, char *result, int *result_length)
+correct_term(TaSearch *search, const char *word, int length, const char *own, char *result, int *result_length)
 {
 	Correction	 *c = palloc0(sizeof(Correction));
 	unsigned int  wanted[TYPO_MAX];
@@ -620,28 +659,37 @@ correct_term(TaSearch *search, const char *word, int length, char *result, int *
 	char		  term[TA_TERM_MAX];
 	int			  from_length = 1;
 	int			  term_length;
+	int			  first; /* bytes of the first letter */
 	bool		  inclusive = true;
 
+	c->word = word;
+	c->length = length;
 	c->wanted = wanted;
 	c->nwanted = to_chars(word, length, wanted, TYPO_MAX);
 	if (c->nwanted < 4)
 		return false;
 	c->max = c->nwanted >= 8 ? 2 : 1;
 	for (int j = 0; j <= c->nwanted; j++)
+	{
 		c->rows[0][j] = j;
+		if (j < c->nwanted)
+			c->ends[j + 1] = c->ends[j] + Min(pg_mblen(word + c->ends[j]), length - c->ends[j]);
+		if (j >= 3 && c->ends[j] == (int) strlen(own) && memcmp(own, word, c->ends[j]) == 0)
+			c->stem = j;
+	}
 
 	/* with two mistakes the first letter is right, which keeps the walk short */
-	from_length = c->max > 1 ? Min(pg_mblen(word), length) : 1;
+	first = Min(pg_mblen(word), length);
+	from_length = c->max > 1 ? first : 1;
 	memcpy(from, c->max > 1 ? word : "0", from_length);
 	ta_list_open(search, &reader, 1);
 	while (ta_next_term(&reader, from, from_length, inclusive, term, &term_length))
 	{
 		int n;
-		int distance = 0;
 		int dead;
 
 		CHECK_FOR_INTERRUPTS();
-		if (c->max > 1 && (term_length < from_length || memcmp(term, word, Min(pg_mblen(word), length)) != 0))
+		if (c->max > 1 && (term_length < first || memcmp(term, word, first) != 0))
 			break;
 		n = memchr(term, ':', term_length) != NULL ? -2 : to_chars(term, term_length, chars, TYPO_MAX + 3);
 		memcpy(from, term, term_length);
@@ -665,7 +713,7 @@ correct_term(TaSearch *search, const char *word, int length, char *result, int *
 		}
 		if (n < 0)
 			continue;
-		dead = measure(c, chars, n, &distance);
+		dead = measure(c, chars, n);
 		if (dead >= 0)
 		{
 			/* skip every term that begins like this one up to there */
@@ -682,7 +730,7 @@ correct_term(TaSearch *search, const char *word, int length, char *result, int *
 			}
 			continue;
 		}
-		offer(search, c, term, term_length, distance);
+		offer(search, c, term, term_length, n);
 	}
 	ta_list_close(&reader);
 
@@ -698,17 +746,16 @@ correct_term(TaSearch *search, const char *word, int length, char *result, int *
 		at = (const char *) lengths + recent->nterms;
 		for (int i = 0; i < recent->nterms; at += lengths[i], i++)
 		{
-			int distance = 0;
 			int n;
 
-			if (abs((int) lengths[i] - length) > c->max * 4 || at[0] == TA_EXACT || memchr(at, ':', lengths[i]) != NULL)
+			if (abs((int) lengths[i] - length) > c->max * 4 + ENDING_MAX * 4 || at[0] == TA_EXACT || memchr(at, ':', lengths[i]) != NULL)
 				continue;
 			n = to_chars(at, lengths[i], chars, TYPO_MAX + 3);
-			if (n < 0 || measure(c, chars, n, &distance) >= 0)
+			if (n < 0 || measure(c, chars, n) >= 0)
 				continue;
 			if (c->best_length == lengths[i] && memcmp(c->best, at, lengths[i]) == 0)
 				continue;
-			offer(search, c, at, lengths[i], distance);
+			offer(search, c, at, lengths[i], n);
 		}
 	}
 	if (c->best_length == 0)
@@ -856,7 +903,7 @@ ta_parse_query(TaSearch *search, const char *text, int length, bool correct)
 			continue;
 		if (!correct || parser.codes[w] || query->nphrases > 0)
 			continue;
-		if (!correct_term(search, query->words[w], strlen(query->words[w]), term, &term_length))
+		if (!correct_term(search, parser.surfaces[w], strlen(parser.surfaces[w]), query->words[w], term, &term_length))
 			continue;
 		(void) add_list(search, query, term, term_length, UINT32CONST(1) << w, 64,
 						ta_document_frequency(search, term, term_length));

@@ -66,6 +66,8 @@ SELECT techally.fold_search('rated') > 0 AS folded;
 SELECT count(*) FROM before WHERE found IS DISTINCT FROM found(q);
 SELECT differences(ARRAY['keyboard', 'keyboard cover', 'lantern cup', 'gaming', 'games chest', 'clavier noir', 'acme', 'lantern keyboard gaming']);
 SELECT found('gamng chest');
+-- long words, too, beside terms of every length; before the language takes the ending off
+SELECT rated.search('kyeboard')->>'correction', rated.search('keybaord')->>'correction', rated.search('chste')->>'correction';
 DROP TABLE before;
 DROP FUNCTION differences(text[]);
 DROP FUNCTION found(text);
