@@ -20,7 +20,8 @@
  * their salt they cannot be guessed from it, and the commitment that is kept in
  * their place lets the row be verified as before.  For a row_hash to fit another
  * row somebody must find a second preimage of 128 bits: the salt is drawn here,
- * after the values were given, so that no pair of rows can be prepared.
+ * after the values were given, so that no pair of rows can be prepared through
+ * the server.  (Who writes rows and salts himself needs 2^64 trials for a pair.)
  *
  *-------------------------------------------------------------------------
  */

@@ -176,6 +176,20 @@ COPY parents FROM stdin;
 INSERT INTO children VALUES (10, 1), (20, 2), (30, 2);
 INSERT INTO parents VALUES (2), (3) ON CONFLICT (id) DO NOTHING;
 INSERT INTO children VALUES (10, 3), (40, 3) ON CONFLICT (id) DO UPDATE SET parent = EXCLUDED.parent;
+DO $$
+BEGIN
+    IF current_setting('server_version_num')::integer >= 150000 THEN
+        EXECUTE $merge$
+            MERGE INTO children c USING (VALUES (10, 1), (20, 0), (50, 3)) v (id, parent) ON v.id = c.id
+             WHEN MATCHED AND v.parent = 0 THEN DELETE
+             WHEN MATCHED THEN UPDATE SET parent = v.parent
+             WHEN NOT MATCHED THEN INSERT VALUES (v.id, v.parent) $merge$;
+    ELSE
+        DELETE FROM children WHERE id = 20;
+        UPDATE children SET parent = 1 WHERE id = 10;
+        INSERT INTO children VALUES (50, 3);
+    END IF;
+END $$;
 UPDATE parents SET id = 22 WHERE id = 2;
 DELETE FROM parents WHERE id = 22;
 WITH moved AS (DELETE FROM children WHERE id = 10 RETURNING *)
