@@ -62,7 +62,7 @@ SELECT i.relname, x.indisvalid FROM pg_index x JOIN pg_class i ON i.oid = x.inde
 SELECT tgrelid::regclass, tgname, tgenabled FROM pg_trigger WHERE NOT tgisinternal AND tgrelid IN ('ev'::regclass, 'ev_default'::regclass) ORDER BY tgrelid::regclass::text, tgname;
 SELECT has_column_privilege('regress_cnv_reader', 'ev', 'note', 'UPDATE') AS may_update, pg_get_serial_sequence('ev', 'number') AS owned,
        EXISTS (SELECT FROM pg_publication_tables WHERE pubname = 'regress_cnv' AND tablename = 'ev') AS published;
-SELECT * FROM raised($$DELETE FROM cnv.kinds$$);
+SELECT code IN ('23503', '23001') AS refused FROM raised($$DELETE FROM cnv.kinds$$);     -- 18 tells RESTRICT from the rest
 -- again: there is nothing left to do
 CALL techally.partition_table('ev', 'at', '1 month');
 SELECT step, premake FROM techally.managed_partitions WHERE parent = 'ev'::regclass;
